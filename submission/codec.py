@@ -1,0 +1,120 @@
+"""One model of the ladder, deployed: pictures to streams and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from submission import bitstream
+from submission.config import PAD, ModelConfig
+from submission.entropy_coding import EntropyCoder, Latents, Tensors
+from submission.errors import BitstreamError, ImageError, WeightsError
+from submission.files import MAX_PIXELS, MAX_SIDE, Picture
+from submission.grdn import GRDN
+from submission.transforms import analysis, hyper_analysis, synthesis
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stream, and the picture that every decoder makes of it: within one level where another CPU rounds otherwise."""
+
+    stream: bytes
+    reconstruction: Picture
+
+
+class Transforms(nn.Module):
+    """The floating-point part of a deployed model: g_a and h_a for the encoder, g_s and post-filter for the decoder."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.g_a = analysis(config)
+        self.h_a = hyper_analysis(config)
+        self.g_s = synthesis(config)
+        self.post_filter = GRDN(config.grdn) if config.grdn is not None else nn.Identity()
+
+
+class Codec:
+    """Compresses and decompresses with one model. Rate is 8 * len(stream) / (H * W) of true pixels."""
+
+    def __init__(self, config: ModelConfig, tensors: Tensors, quality: int, model: int) -> None:
+        """`tensors` of a model file: transforms in half precision, the rest as `EntropyCoder` takes it.
+
+        `model` is the tag that streams carry, so that a stream of other weights is recognised.
+        """
+        self.config, self.quality, self.model = config, quality, model
+        names = tuple(f"{name}." for name in ("g_a", "h_a", "g_s", "post_filter"))
+        with torch.device("meta"):  # no time spent on random initial weights
+            self.transforms = Transforms(config)
+        state = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if k.startswith(names)}
+        try:
+            self.transforms.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise WeightsError(f"weights do not fit the network: {str(error).splitlines()[-1].strip()}") from None
+        self.transforms.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        prefix = "entropy."
+        entropy = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        self.entropy = EntropyCoder(config, entropy)
+
+    def compress(self, image: Picture) -> bytes:
+        """uint8 [H, W, 3] -> stream."""
+        return self._compress(image)[0]
+
+    def decompress(self, stream: bytes) -> Picture:
+        """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model."""
+        header, payload = bitstream.read(stream)
+        if header.quality != self.quality or header.model != self.model:
+            raise BitstreamError("made with other weights than these: use the weights that encoded it")
+        if header.height * header.width > MAX_PIXELS:
+            raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
+        y_hat, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
+        if bitstream.latents_check(y_hat, z_hat) != header.latents_check:
+            raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
+        return self._reconstruct(y_hat, header.height, header.width)
+
+    def encode(self, image: Picture) -> Encoded:
+        """`compress`, with the picture that this machine's decoder will make."""
+        stream, y_hat = self._compress(image)
+        return Encoded(stream, self._reconstruct(y_hat, *image.shape[:2]))
+
+    def latents(self, image: Picture) -> tuple[Latents, Latents]:
+        """Rounded y [h, w, M] and z [h/4, w/4, N] of a picture, zero-padded at the right and bottom."""
+        height, width = image.shape[:2]
+        h, w = _latent_size(height, width)
+        x = torch.zeros(1, 3, 16 * h, 16 * w).contiguous(memory_format=torch.channels_last)
+        x[0, :, :height, :width] = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        with torch.inference_mode():
+            y = self.transforms.g_a(x)
+            z = self.transforms.h_a(y)
+        return _rounded(y), _rounded(z)
+
+    def _compress(self, image: Picture) -> tuple[bytes, Latents]:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
+        height, width = image.shape[:2]
+        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+            raise ImageError(f"{width}x{height} is too large; split the picture first")
+        payload, y_hat, z_hat = self.entropy.encode(*self.latents(image))
+        check = bitstream.latents_check(y_hat, z_hat)
+        header = bitstream.Header(self.quality, height, width, self.model, check)
+        return bitstream.write(header, payload), y_hat
+
+    def _reconstruct(self, y_hat: Latents, height: int, width: int) -> Picture:
+        y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            x_hat = self.transforms.post_filter(self.transforms.g_s(y))
+            pixels = x_hat[0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
+        picture: Picture = pixels.permute(1, 2, 0).contiguous().numpy()
+        return picture
+
+
+def _latent_size(height: int, width: int) -> tuple[int, int]:
+    """Size of y: the picture padded to multiples of 64, over 16."""
+    return -(-height // PAD) * (PAD // 16), -(-width // PAD) * (PAD // 16)
+
+
+def _rounded(latent: Tensor) -> Latents:
+    if not torch.isfinite(latent).all():
+        raise WeightsError("the encoder produced values that are not finite: these weights are broken")
+    whole: Latents = latent[0].permute(1, 2, 0).round().clamp(-(2**20), 2**20).to(torch.int32).contiguous().numpy()
+    return whole

@@ -1,0 +1,56 @@
+"""The entropy coder: constriction's range coder, driven in one direction or the other."""
+
+from collections.abc import Callable
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from submission.errors import BitstreamError
+from submission.mixture import Symbols
+
+_Categorical = constriction.stream.model.Categorical
+
+
+class Encoder:
+    """Codes the symbols it is given."""
+
+    def __init__(self) -> None:
+        self._range = constriction.stream.queue.RangeEncoder()
+
+    def code(self, rows: NDArray[np.float64], symbols: Symbols | None) -> Symbols:
+        assert symbols is not None
+        self._range.encode(symbols, _Categorical(perfect=False), rows)
+        return symbols
+
+    def code_alike(self, row: NDArray[np.float64], count: int, symbols: Symbols | None) -> Symbols:
+        assert symbols is not None and len(symbols) == count
+        self._range.encode(symbols, _Categorical(row, perfect=False))
+        return symbols
+
+    def bytes(self) -> bytes:
+        """The coded symbols; trailing zero bytes are left out, as the decoder puts them back."""
+        return bytes(self._range.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+
+
+class Decoder:
+    """Finds the symbols again. BitstreamError where the bytes cannot have come from an encoder."""
+
+    def __init__(self, data: bytes) -> None:
+        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
+        self._range = constriction.stream.queue.RangeDecoder(words)
+
+    def code(self, rows: NDArray[np.float64], symbols: Symbols | None) -> Symbols:
+        return self._decoded(lambda: self._range.decode(_Categorical(perfect=False), rows))
+
+    def code_alike(self, row: NDArray[np.float64], count: int, symbols: Symbols | None) -> Symbols:
+        return self._decoded(lambda: self._range.decode(_Categorical(row, perfect=False), count))
+
+    @staticmethod
+    def _decoded(decode: Callable[[], Symbols]) -> Symbols:
+        try:
+            return decode()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # constriction's panics do not derive from Exception
+            raise BitstreamError(f"entropy-coded data is damaged ({type(error).__name__})") from None

@@ -1,0 +1,141 @@
+"""Pictures in, files out: reading any picture as 8-bit RGB, and writing files that are whole or absent."""
+
+import contextlib
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from submission.errors import ImageError, UserError
+
+Picture = NDArray[np.uint8]  #: H x W x 3, sRGB
+
+#: File names that count as pictures when a folder is given.
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2"}
+
+#: The header stores height and width in 16 bits each.
+MAX_SIDE = 65535
+
+#: The largest picture taken: 8192 x 8192, more than four times the largest of any CLIC set.
+MAX_PIXELS = 8192 * 8192
+
+
+def read_image(path: Path) -> Picture:
+    """The picture that a person sees in `path`, as uint8 H x W x 3 in sRGB.
+
+    EXIF rotation is applied, an embedded ICC profile is converted to sRGB, grey, palette and CMYK become RGB and
+    16-bit samples are rounded to 8. Raises ImageError for anything unreadable, for real transparency (flatten it
+    first: a decoded picture has no alpha) and for sides over 65535 or more than 67 million pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                _check_size(path, *opened.size)
+                opened.load()
+                picture = ImageOps.exif_transpose(opened)
+                return _as_rgb(path, picture)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder, not a picture") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; split the picture first") from None
+    except (OSError, ValueError, SyntaxError, EOFError, ImageCms.PyCMSError) as error:
+        raise ImageError(f"{path}: not a readable picture ({error})") from None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{path}: {width}x{height} is too large (at most {MAX_SIDE} a side, {MAX_PIXELS:,} pixels); split it first"
+        )
+
+
+def _as_rgb(path: Path, picture: Image.Image) -> Picture:
+    if picture.mode in ("I", "F"):
+        raise ImageError(f"{path}: {picture.mode} samples have no defined white; convert to 8 or 16 bits first")
+    if picture.mode.startswith("I;16"):
+        # 16-bit grey: 65535 is white, so 257 steps a level; Pillow's own convert() would clip instead
+        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        if picture.getchannel("A").getextrema() != (255, 255):
+            raise ImageError(f"{path}: has transparent pixels, which a decoded PNG cannot show; flatten it first")
+    profile = picture.info.get("icc_profile")
+    if profile and picture.mode in ("RGB", "RGBA", "L", "CMYK"):
+        base = picture.convert("RGB") if picture.mode == "RGBA" else picture
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" not in ImageCms.getProfileDescription(source):
+            converted = ImageCms.profileToProfile(base, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None
+            picture = converted
+    return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+def list_files(inputs: list[Path], suffixes: set[str], what: str) -> list[Path]:
+    """Files named in `inputs`, folders expanded (not recursively) to their files with `suffixes`, in a stable order.
+
+    Raises UserError if nothing is found, a path does not exist, or two files share a stem, since the stem names the
+    output.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            if not inside:
+                raise UserError(f"{path}: no {what} in this folder")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    stems: dict[str, Path] = {}
+    for path in found:
+        if (other := stems.setdefault(path.stem, path)) is not path:
+            raise UserError(f"{path} and {other} would both be written as {path.stem!r}; rename one")
+    return found
+
+
+def list_images(inputs: list[Path]) -> list[Path]:
+    """`list_files` for pictures."""
+    return list_files(inputs, SUFFIXES, "pictures")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is whole or absent: a temporary neighbour, then a rename."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write `picture` (uint8 H x W x 3) as a PNG, whole or absent."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+    write_bytes(path, buffer.getvalue())
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` if need be; UserError when something else stands there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: exists and is not a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

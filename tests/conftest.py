@@ -1,0 +1,69 @@
+"""Fixtures: a ladder of tiny untrained models, and synthetic pictures of awkward sizes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from submission.config import PRESETS
+from submission.network import Network
+from training.export import export_ladder
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(1)
+
+
+def untrained(seed: int, preset: str = "tiny") -> Network:
+    """A network with random weights whose latents are spread out, so that all of the entropy coder is used."""
+    torch.manual_seed(seed)
+    network = Network(PRESETS[preset])
+    with torch.no_grad():
+        last = network.g_a[-2]  # the convolution that makes y
+        last.weight.mul_(20)
+        network.h_a[-1].weight.mul_(10)
+        for estimator in network.entropy_model.estimators:
+            estimator.head[-1].weight.mul_(4)
+            torch.nn.init.normal_(estimator.residual[-1].weight, std=0.05)
+    return network
+
+
+def noise_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3] with structure at several scales."""
+    rng = np.random.default_rng((seed, height, width))
+    total = np.zeros((height, width, 3))
+    for cell in (64, 16, 4, 1):
+        coarse = rng.normal(size=(-(-height // cell), -(-width // cell), 3))
+        total += coarse.repeat(cell, 0).repeat(cell, 1)[:height, :width] * cell**0.5
+    return np.clip(128 + 12 * total, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of three tiny untrained models."""
+    folder = tmp_path_factory.mktemp("ladder") / "weights"
+    crops = np.stack([noise_picture(192, 192, seed) for seed in range(2)])
+    models = [(untrained(seed), float(2**seed), {"stage": "untrained", "steps": 0}, crops) for seed in range(3)]
+    export_ladder(models, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small PNGs."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, (height, width) in {"a": (192, 240), "b": (181, 200), "c": (256, 177)}.items():
+        Image.fromarray(noise_picture(height, width)).save(folder / f"{name}.png")
+    return folder
+
+
+def run_module(module: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m module args` as a user runs it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", module, *map(str, args)]
+    return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,260 @@
+"""Laws of the codec: round trip for every size, one result on every path, sizes as estimated, faults named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from submission import bitstream
+from submission.codec import Codec
+from submission.entropy_coding import TAPS, EntropyCoder
+from submission.errors import BitstreamError, ImageError, WeightsError
+from submission.ladder import Ladder
+from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, code_symbols, weights_row
+from tests.conftest import noise_picture, untrained
+
+SIZES = [(1, 1), (1, 200), (63, 65), (64, 64), (129, 70)]
+
+
+@pytest.fixture(scope="module")
+def codec(ladder_folder: Path) -> Codec:
+    return Ladder.load(ladder_folder).codec(1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_round_trip_is_what_the_encoder_promised(codec: Codec, size: tuple[int, int]) -> None:
+    image = noise_picture(*size)
+    encoded = codec.encode(image)
+    decoded = codec.decompress(encoded.stream)
+    assert decoded.shape == image.shape and decoded.dtype == np.uint8
+    assert np.array_equal(decoded, encoded.reconstruction)
+    assert codec.compress(image) == encoded.stream
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 3.0, 300.0]))
+def test_any_latents_come_back(ladder_folder: Path, rows: int, columns: int, seed: int, spread: float) -> None:
+    entropy = Ladder.load(ladder_folder).codec(0).entropy
+    rng = np.random.default_rng(seed)
+    y = np.rint(rng.laplace(scale=spread, size=(4 * rows, 4 * columns, entropy.config.M))).astype(np.int32)
+    z = np.rint(rng.laplace(scale=spread, size=(rows, columns, entropy.config.N))).astype(np.int32)
+    data, y_hat, z_hat = entropy.encode(y, z)
+    y_found, z_found = entropy.decode(data, y.shape[:2])
+    assert np.array_equal(y_found, y_hat) and np.array_equal(z_found, z_hat)
+    assert np.mean(np.clip(y, -PEAK, PEAK) != y_hat) < 0.01  # only all but certain symbols are replaced
+
+
+def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat: NDArray[np.int32]) -> list[np.ndarray]:
+    """Mixture parameters position by position, in Python integers' own arithmetic (int64)."""
+
+    def layer(linear, sums):  # type: ignore[no-untyped-def]
+        shift = -np.log2(linear.scale).astype(np.int64)
+        return np.clip((sums + linear.bias.astype(np.int64)) >> shift, linear.lo, linear.hi)
+
+    def product(linear, a):  # type: ignore[no-untyped-def]
+        return a.astype(np.int64) @ linear.weight.astype(np.int64)
+
+    height, width, m = y_hat.shape
+    hyper = entropy.hyper_features(z_hat).astype(np.int64)
+    out = [np.empty((height, width, e.layers[2].weight.shape[1]), np.int64) for e in entropy.estimators]
+    for i in range(height):
+        for j in range(width):
+            taps = []
+            for di, dj in TAPS:
+                inside = 0 <= i + di < height and 0 <= j + dj < width
+                taps.append(y_hat[i + di, j + dj] if inside else np.zeros(m, np.int32))
+            for g, e in enumerate(entropy.estimators):
+                sums = product(e.context, np.concatenate(taps))
+                if e.centre is not None:
+                    sums = sums + product(e.centre, y_hat[i, j, : m // 2])
+                a = layer(e.context, sums)
+                a = layer(e.layers[0], product(e.layers[0], a) + product(e.hyper, hyper[i, j]))
+                for linear in e.layers[1:]:
+                    a = layer(linear, product(linear, a))
+                p = a
+                if e.branch is not None:
+                    a = np.clip(a >> -np.log2(e.branch_scale).astype(np.int64), -127, 127)
+                    for linear in e.branch:
+                        a = layer(linear, product(linear, a))
+                    p = p + a
+                out[g][i, j] = p
+    return out
+
+
+def test_wavefront_equals_position_by_position(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    entropy = codec.entropy
+    data, y_hat, z_hat = entropy.encode(*codec.latents(noise_picture(100, 150)))
+    expected = reference_parameters(entropy, y_hat, z_hat)
+    seen: list[np.ndarray] = []
+    original = EntropyCoder.mixture
+    monkeypatch.setattr(EntropyCoder, "mixture", lambda self, p: (seen.append(p), original(self, p))[1])
+    entropy.decode(data, y_hat.shape[:2])
+    height, width = y_hat.shape[:2]
+    order = [[(i, s - 3 * i) for i in range(height) if 0 <= s - 3 * i < width] for s in range(width + 3 * (height - 1))]
+    for k, p in enumerate(seen):
+        at = order[k // 2]
+        assert np.array_equal(p, [expected[k % 2][i, j] for i, j in at])
+
+
+def test_a_latent_influences_only_what_comes_later(codec: Codec) -> None:
+    entropy, m = codec.entropy, codec.config.M
+    rng = np.random.default_rng(0)
+    y = rng.integers(-3, 4, (8, 8, m)).astype(np.int32)
+    z = rng.integers(-2, 3, (2, 2, codec.config.N)).astype(np.int32)
+    before = reference_parameters(entropy, y, z)
+    for i, j, channel in ((3, 4, 0), (3, 4, m - 1), (0, 7, m // 2)):
+        changed = y.copy()
+        changed[i, j, channel] += 40
+        after = reference_parameters(entropy, changed, z)
+        for g in (0, 1):
+            differs = (after[g] != before[g]).any(2)
+            assert not differs[:i].any() and not differs[i, :j].any()
+            assert not differs[i, j] or (g == 1 and channel < m // 2)
+            assert differs[i + 1 :].any() or j == 7 or differs[i, j + 1 :].any()
+
+
+def test_streams_are_as_long_as_the_model_says(codec: Codec) -> None:
+    """Real size against the entropy of the integer probabilities actually used."""
+    image = noise_picture(256, 256)
+    y, z = codec.latents(image)
+    bits = 0.0
+
+    class Counting:
+        def code(self, rows, symbols):  # type: ignore[no-untyped-def]
+            nonlocal bits
+            assert (rows >= 0).all() and (rows.sum(1) == 2**24 - rows.shape[1]).all()
+            bits -= np.log2((rows[np.arange(len(symbols)), symbols] + 1) / 2**24).sum()
+            return symbols
+
+        def code_alike(self, row, count, symbols):  # type: ignore[no-untyped-def]
+            return self.code(np.repeat(row[None], count, 0), symbols)
+
+    codec.entropy._code(Counting(), y.shape[:2], y, z)
+    coded = 8 * len(codec.entropy.encode(y, z)[0])
+    assert bits - 8 <= coded <= bits * 1.0005 + 40
+
+
+def test_integer_model_follows_the_float_model(codec: Codec) -> None:
+    """Mixture parameters of the exported integers against those of the network they came from."""
+    network = untrained(1)
+    y, z = codec.latents(noise_picture(192, 192))
+    with torch.no_grad():
+        y_float, z_float = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in (y, z))
+        expected = network.entropy_model.parameters_of(y_float, z_float)
+    units = torch.tensor([1 / LOGIT_UNIT, 1 / MEAN_UNIT, 1 / SCALE_UNIT])
+    for found, real in zip(reference_parameters(codec.entropy, y, z), expected, strict=True):
+        k, size = codec.config.mixtures, codec.config.M // 2
+        integers = torch.from_numpy(found).permute(2, 0, 1).view(k, 3, size, *y.shape[:2]) * units.view(3, 1, 1, 1)
+        floats = real[0].view(k, 3, size, *y.shape[:2])
+        assert (integers - floats).std() < 0.05 * (floats - floats.mean((3, 4), keepdim=True)).std() + 1 / 64
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, ONE), min_size=1, max_size=20))
+def test_rows_always_suit_the_coder(cuts: list[int]) -> None:
+    row = weights_row(np.array([[0, *sorted(cuts), ONE]], dtype=np.int64))
+    assert (row >= 0).all() and row.sum() == 2**24 - row.shape[1]
+
+
+def test_every_single_byte_of_damage_is_noticed(codec: Codec) -> None:
+    image = noise_picture(64, 64)
+    stream = codec.compress(image)
+    expected = codec.decompress(stream)
+    rng = np.random.default_rng(0)
+    for position in range(len(stream)):
+        damaged = bytearray(stream)
+        damaged[position] ^= int(rng.integers(1, 256))
+        with pytest.raises(BitstreamError):
+            codec.decompress(bytes(damaged))
+    for length in range(len(stream)):
+        with pytest.raises(BitstreamError):
+            codec.decompress(stream[:length])
+    assert np.array_equal(codec.decompress(stream), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64))
+def test_random_bytes_are_refused(ladder_folder: Path, data: bytes) -> None:
+    with pytest.raises(BitstreamError):
+        Ladder.load(ladder_folder).decompress(data)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 31), st.integers(1, 65535), st.integers(1, 65535), st.binary(max_size=40))
+def test_header_round_trip(quality: int, height: int, width: int, payload: bytes) -> None:
+    header = bitstream.Header(quality, height, width, 7, 12345)
+    assert bitstream.read(bitstream.write(header, payload)) == (header, payload)
+
+
+def test_garbage_with_a_valid_header_is_refused(codec: Codec) -> None:
+    """Right checksum over the bytes, wrong content: the checksum over the latents finds it."""
+    for size in ((64, 64), (65535, 65535)):
+        header = bitstream.Header(codec.quality, *size, codec.model, 0)
+        with pytest.raises(BitstreamError):
+            codec.decompress(bitstream.write(header, bytes(range(100))))
+
+
+def test_streams_of_another_model_are_recognised(ladder_folder: Path) -> None:
+    ladder = Ladder.load(ladder_folder)
+    stream = ladder.codec(0).compress(noise_picture(64, 64))
+    with pytest.raises(BitstreamError, match="other weights"):
+        ladder.codec(1).decompress(stream)
+
+
+def test_threads_do_not_change_symbols(codec: Codec) -> None:
+    y, z = codec.latents(noise_picture(128, 128))
+    before = torch.get_num_threads()
+    streams = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            streams.append(codec.entropy.encode(y, z)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert streams[0] == streams[1]
+
+
+def test_pictures_that_are_not_rgb_are_refused(codec: Codec) -> None:
+    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises(ImageError):
+            codec.compress(image)
+
+
+def test_overflowing_and_incomplete_models_are_refused(codec: Codec, ladder_folder: Path) -> None:
+    from submission.ladder import read_safetensors
+
+    path = ladder_folder / "model_1.safetensors"
+    tensors = {k.removeprefix("entropy."): v for k, v in read_safetensors(path, path.read_bytes()).items()}
+    broken = {**tensors, "h_s.0.weight": np.full_like(tensors["h_s.0.weight"], 100)}
+    with pytest.raises(WeightsError, match="out of range"):
+        EntropyCoder(codec.config, broken)
+    del tensors["groups.1.second.bias"]
+    with pytest.raises(WeightsError, match=r"groups\.1\.second\.bias"):
+        EntropyCoder(codec.config, tensors)
+
+
+def test_coding_symbols_far_outside_the_window(codec: Codec) -> None:
+    """Escapes and wide rows: every value is reachable whatever the mixture says."""
+    entropy = codec.entropy
+    size = 3 * entropy.config.mixtures
+
+    class Echo:
+        def code(self, rows, symbols):  # type: ignore[no-untyped-def]
+            assert (symbols >= 0).all() and (symbols < rows.shape[1]).all()
+            return symbols
+
+        def code_alike(self, row, count, symbols):  # type: ignore[no-untyped-def]
+            assert (symbols >= 0).all() and (symbols < len(row)).all()
+            return symbols
+
+    values = np.arange(-PEAK, PEAK + 1, dtype=np.int32)
+    for log_scale in (-100, 0, 40, 190):  # 1/32 octaves
+        for mean in (-127 * 64, 0, 500, 127 * 64):
+            p = np.zeros((len(values), size))
+            p[:, 1::3], p[:, 2::3] = mean, log_scale
+            found = code_symbols(Echo(), entropy.mixture(p), values)
+            assert (found == values).all() or (log_scale == -100 and len(np.unique(found[found != values])) == 1)

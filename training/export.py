@@ -1,0 +1,163 @@
+"""Turn trained runs into weights that the codec loads: integer entropy model, half-precision transforms, manifest."""
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from submission.codec import Codec
+from submission.config import ModelConfig
+from submission.console import progress, run
+from submission.entropy_coding import Tensors
+from submission.errors import UserError
+from submission.files import write_bytes
+from submission.ladder import FORMAT, MANIFEST, read_safetensors
+from submission.network import Network
+from training.integer_model import quantize_entropy_model
+from training.loop import load_checkpoint
+from training.loss import rate
+from training.recipe import STAGES
+from training.stage import CALIBRATION
+
+Crops = NDArray[np.uint8]  #: [n, H, W, 3]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export",
+        description=__doc__,
+        epilog="example: python -m training.export runs/small -o weights",
+    )
+    parser.add_argument("run", type=Path, help="run folder of training.ladder, or of one model")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="WEIGHTS", help="folder for the ladder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the ladder in that folder")
+    options = parser.parse_args()
+    if options.output.exists() and not (options.overwrite and (options.output / MANIFEST).exists()):
+        raise UserError(f"{options.output} exists; remove it, or replace a ladder there with --overwrite")
+    checkpoints = [newest_stage(folder) for folder in model_folders(options.run)]
+    export(checkpoints, options.output)
+    return 0
+
+
+def model_folders(root: Path) -> list[Path]:
+    """The folders of single models in a run."""
+    candidates = [root, *sorted(root.iterdir())] if root.is_dir() else []
+    folders = [f for f in candidates if any((f / f"{stage}.pt").exists() for stage in STAGES)]
+    if not folders:
+        raise UserError(f"{root}: no trained models here; run training.ladder first")
+    return folders
+
+
+def newest_stage(folder: Path) -> Path:
+    """The checkpoint of the last finished stage."""
+    for stage in reversed(STAGES):
+        path = folder / f"{stage}.pt"
+        if path.exists() and load_checkpoint(path, None, None, None)["done"]:
+            return path
+    raise UserError(f"{folder}: no finished stage yet; let training go on")
+
+
+def export(checkpoints: list[Path], output: Path) -> None:
+    """Write a ladder of the models in `checkpoints`."""
+    models = []
+    for path in checkpoints:
+        state = load_checkpoint(path, None, None, None)
+        network = Network(ModelConfig.from_json(state["config"]))
+        network.load_state_dict(state["network"])
+        calibration = path.parent / CALIBRATION
+        if not calibration.exists():
+            raise UserError(f"{calibration}: missing; run the stage again with --resume to write it")
+        origin = {"stage": state["stage"]["name"], "steps": state["step"]}
+        models.append((network, float(state["lmbda"]), origin, np.load(calibration)))
+    if len({lmbda for _, lmbda, _, _ in models}) < len(models):
+        raise UserError("two models of the same lambda; export one run at a time")
+    export_ladder(models, output)
+
+
+def export_ladder(models: list[tuple[Network, float, dict[str, Any], Crops]], output: Path) -> None:
+    """Write a ladder folder, whole or not at all, and print what exactness costs each model.
+
+    `models`: network, lambda, where it comes from (for the manifest), and crops that calibrate it; stored by lambda.
+    """
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        entries = []
+        print("quality  lambda  stage        bpp float  bpp real   cost %       MB")
+        for quality, model in enumerate(progress(sorted(models, key=lambda m: m[1]), "exporting")):
+            entries.append(_export_model(*model, quality, part))
+        manifest = {"format": FORMAT, "models": entries}
+        write_bytes(part / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        if output.exists():
+            shutil.rmtree(output)
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _export_model(
+    network: Network, lmbda: float, origin: dict[str, Any], crops: Crops, quality: int, folder: Path
+) -> dict[str, Any]:
+    data = save(export_tensors(network, crops))
+    name = f"model_{quality}.safetensors"
+    write_bytes(folder / name, data)
+    estimate, real = cost_of_exactness(network, read_safetensors(folder / name, data), crops)
+    print(
+        f"{quality:7}  {lmbda:6g}  {origin['stage']:11}  {estimate:9.4f}  {real:8.4f}"
+        f"  {100 * (real / estimate - 1):7.2f}  {len(data) / 1e6:7.2f}",
+        flush=True,
+    )
+    digest = hashlib.sha256(data).hexdigest()
+    return {"file": name, "sha256": digest, "lmbda": lmbda, **origin, "config": network.config.to_json()}
+
+
+def latents(network: Network, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounded y [B, M, h, w] and z of crops [B, H, W, 3] uint8."""
+    network.eval()
+    with torch.no_grad():
+        x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+        y = network.g_a(x.contiguous(memory_format=torch.channels_last))
+        return y.round(), network.h_a(y).round()
+
+
+def export_tensors(network: Network, crops: Crops) -> Tensors:
+    """All tensors of a model file; crops [B, H, W, 3] uint8 tell the ranges of activations."""
+    y_hat, z_hat = latents(network, crops)
+    tensors: Tensors = {
+        f"entropy.{name}": np.ascontiguousarray(value)
+        for name, value in quantize_entropy_model(network.entropy_model, y_hat, z_hat).items()
+    }
+    for name, value in network.state_dict().items():
+        if not name.startswith("entropy_model."):
+            half = value.half()
+            if not torch.isfinite(half).all():
+                raise UserError(f"{name}: weights do not fit half precision; training has diverged")
+            tensors[name] = half.numpy()
+    return tensors
+
+
+def cost_of_exactness(network: Network, tensors: Tensors, crops: Crops) -> tuple[float, float]:
+    """(bits per pixel that the floating-point model estimates, bits per pixel that the integer model really writes
+    without headers), over the crops."""
+    y_hat, z_hat = latents(network, crops)
+    pixels = crops.shape[0] * crops.shape[1] * crops.shape[2]
+    with torch.no_grad():
+        estimate = float(rate(network.entropy_model(y_hat, z_hat, 1e-6), pixels))
+    codec = Codec(network.config, tensors, 0, 0)
+    real = 0
+    for y, z in zip(y_hat, z_hat, strict=True):
+        payload, _, _ = codec.entropy.encode(y.permute(1, 2, 0).int().numpy(), z.permute(1, 2, 0).int().numpy())
+        real += len(payload)
+    return estimate, 8 * real / pixels
+
+
+if __name__ == "__main__":
+    run(main)

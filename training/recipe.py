@@ -1,0 +1,104 @@
+"""What a training stage does, as a frozen value, and the recipes that come with the project.
+
+The four stages are those of the 2020 paper (section 3) and the 2021 paper (section 1): main network, post-filter,
+joint fine-tuning with the padding strategy, soft-then-hard.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from submission.config import PRESETS, ModelConfig
+
+StageName = Literal["main", "post_filter", "joint", "hard"]
+STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training; `steps` are optimiser steps of `batch` crops of `crop` x `crop` pixels."""
+
+    name: StageName
+    steps: int
+    lr: float
+    #: `step`: lr, and a tenth of it for the second half (the papers). `cosine`: lr falling to zero (short runs).
+    schedule: Literal["step", "cosine"]
+    crop: int
+    batch: int
+    #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
+    warmup: int = 0
+    #: Algorithm 1 of the 2020 paper: largest simulated padding in pixels; 0 switches it off.
+    padding: int = 0
+    #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
+    scale_bound: float = 0.11
+    clip: float = 1.0
+    seed: int = 1
+
+    def table(self) -> str:
+        """The stage as lines of `name value`."""
+        values = dataclasses.asdict(self)
+        width = max(map(len, values))
+        return "\n".join(f"  {name:{width}}  {value}" for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, its four stages, and the ladder: the base model is trained from scratch, every other one starts from
+    its finished neighbour and takes `neighbour` steps in the four stages."""
+
+    model: ModelConfig
+    stages: tuple[Stage, Stage, Stage, Stage]
+    lambdas: tuple[float, ...]
+    #: The lambda that is trained first, from scratch.
+    base: float
+    neighbour: tuple[int, int, int, int]
+
+    def stage(self, name: StageName) -> Stage:
+        return self.stages[STAGES.index(name)]
+
+
+def _paper_stages() -> tuple[Stage, Stage, Stage, Stage]:
+    """300k steps at 1e-4 and 300k at 1e-5 in each stage, 200k in the last; 256 x 256 crops, batch 8 (2020, 3)."""
+    first = Stage("main", 600_000, 1e-4, "step", 256, 8, warmup=5_000)
+    return (
+        first,
+        dataclasses.replace(first, name="post_filter", warmup=0),
+        dataclasses.replace(first, name="joint", warmup=0, padding=20),
+        dataclasses.replace(first, name="hard", warmup=0, padding=20, steps=200_000, scale_bound=1e-6),
+    )
+
+
+def _short_stages(
+    main: int, post_filter: int, joint: int, hard: int, crop: int, batch: int
+) -> tuple[Stage, Stage, Stage, Stage]:
+    """The same four stages for hours instead of weeks: higher rates that fall to zero."""
+    first = Stage("main", main, 6e-4, "cosine", crop, batch, warmup=main // 16)
+    return (
+        first,
+        dataclasses.replace(first, name="post_filter", steps=post_filter, warmup=0),
+        dataclasses.replace(first, name="joint", steps=joint, lr=2e-4, warmup=0, padding=20),
+        dataclasses.replace(first, name="hard", steps=hard, lr=2e-4, warmup=0, padding=20, scale_bound=1e-6),
+    )
+
+
+#: From Kodak to CLIC, 0.075 to 0.30 bpp: the allocator wants neighbours on both sides of each cap.
+_LAMBDAS = (2.5, 3.5, 5.0, 7.0, 10.0, 14.0, 20.0, 28.0, 40.0, 56.0)
+
+RECIPES = {
+    "tiny": Recipe(PRESETS["tiny"], _short_stages(6, 4, 4, 4, 192, 2), (3.0, 12.0), 3.0, (3, 2, 2, 2)),
+    "small": Recipe(
+        PRESETS["small"],
+        _short_stages(10_000, 300, 800, 400, 192, 4),
+        (1.5, 3.0, 6.0, 12.0, 24.0),
+        6.0,
+        (1200, 100, 600, 300),
+    ),
+    "base": Recipe(
+        PRESETS["base"],
+        _short_stages(60_000, 6_000, 12_000, 8_000, 256, 8),
+        _LAMBDAS,
+        10.0,
+        (8_000, 1_000, 6_000, 6_000),
+    ),
+    "paper": Recipe(PRESETS["paper"], _paper_stages(), _LAMBDAS, 20.0, (300_000, 300_000, 300_000, 200_000)),
+}
