@@ -1,0 +1,197 @@
+"""Pictures in, streams and PNGs out: what is accepted, what is refused, and that nothing is left half-written."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from submission.errors import ImageError, UserError
+from submission.files import list_images, read_image, write_bytes, write_png
+from tests.conftest import ROOT, noise_picture, run_module
+
+RGB = noise_picture(20, 30)
+
+
+def save(path: Path, picture: Image.Image, **options: object) -> Path:
+    picture.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_rgb_is_read_exactly(tmp_path: Path) -> None:
+    assert np.array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(RGB))), RGB)
+
+
+def test_grey_and_palette_become_rgb(tmp_path: Path) -> None:
+    grey = read_image(save(tmp_path / "a.png", Image.fromarray(RGB[:, :, 0])))
+    assert np.array_equal(grey, np.repeat(RGB[:, :, :1], 3, 2))
+    palette = Image.fromarray(RGB).quantize(64)
+    assert np.array_equal(read_image(save(tmp_path / "b.png", palette)), np.asarray(palette.convert("RGB")))
+    bilevel = Image.fromarray(RGB[:, :, 0] > 128)
+    assert set(np.unique(read_image(save(tmp_path / "c.png", bilevel)))) == {0, 255}
+
+
+def test_16_bit_grey_is_rounded_not_clipped(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 257 // 2, dtype=np.uint16)[None].repeat(2, 0)
+    found = read_image(save(tmp_path / "a.png", Image.fromarray(values)))
+    assert np.array_equal(found[0, :, 0], np.rint(values[0] / 257))
+
+
+def test_transparency_is_refused_unless_it_shows_nothing(tmp_path: Path) -> None:
+    opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    assert np.array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(opaque))), RGB)
+    opaque[3, 4, 3] = 254
+    with pytest.raises(ImageError, match="flatten"):
+        read_image(save(tmp_path / "b.png", Image.fromarray(opaque)))
+
+
+def test_exif_rotation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
+    found = read_image(save(tmp_path / "a.png", Image.fromarray(RGB), exif=exif))
+    assert np.array_equal(found, np.rot90(RGB, -1))
+
+
+def test_icc_profiles_are_converted(tmp_path: Path) -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    found = read_image(save(tmp_path / "a.png", Image.fromarray(RGB), icc_profile=lab))
+    assert np.array_equal(found, RGB)
+    save(tmp_path / "b.png", Image.fromarray(RGB), icc_profile=b"not a profile")
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "b.png")
+
+
+def test_cmyk_is_read(tmp_path: Path) -> None:
+    picture = Image.fromarray(RGB).convert("CMYK")
+    assert read_image(save(tmp_path / "a.tif", picture)).shape == RGB.shape
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "folder", "float"])
+def test_unreadable_pictures(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.png"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("hello")
+    elif kind == "truncated":
+        buffer = io.BytesIO()
+        Image.fromarray(noise_picture(100, 100)).save(buffer, "PNG")
+        path.write_bytes(buffer.getvalue()[:2000])
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "float":
+        path = save(tmp_path / "a.tif", Image.fromarray(RGB[:, :, 0].astype(np.float32)))
+    with pytest.raises(ImageError, match="a\\."):
+        read_image(path)
+
+
+def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    Image.new("1", (65536, 2)).save(tmp_path / "wide.png")
+    with pytest.raises(ImageError, match="too large"):
+        read_image(tmp_path / "wide.png")
+    Image.new("1", (30000, 30000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ImageError):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_listing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pictures"):
+        list_images([tmp_path])
+    with pytest.raises(UserError, match="no such"):
+        list_images([tmp_path / "x"])
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in list_images([tmp_path])] == ["a.jpg", "b.png"]
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="rename"):
+        list_images([tmp_path])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_png_is_lossless(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", RGB)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), RGB)
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The command failed as bad input should: exit code 2, one line, no traceback."""
+    assert result.returncode == 2, result
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def test_encode_and_decode_commands(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    weights = ("--weights", ladder_folder)
+    made = run_module("submission.encode", pictures, "-o", tmp_path / "s", "-q", 1, *weights)
+    assert made.returncode == 0 and "bpp" in made.stdout, made.stderr
+    (tmp_path / "s" / "bad.clic").write_bytes(b"\x20" + bytes(40))
+    back = run_module("submission.decode", tmp_path / "s", "-o", tmp_path / "d", *weights)
+    assert "bad.clic" in one_line(back)  # the others are decoded all the same
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["a.png", "b.png", "c.png"]
+    for path in pictures.iterdir():
+        assert Image.open(tmp_path / "d" / path.name).size == Image.open(path).size
+
+
+def test_what_the_commands_say_to_mistakes(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    weights = ("--weights", ladder_folder)
+    assert "no weights" in one_line(run_module("submission.encode", pictures, "-o", tmp_path, "--weights", tmp_path))
+    assert "no model of quality 9" in one_line(
+        run_module("submission.encode", pictures, "-o", tmp_path, "-q", 9, *weights)
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no pictures" in one_line(run_module("submission.encode", empty, "-o", tmp_path, *weights))
+    assert "no streams" in one_line(run_module("submission.decode", cwd=empty))
+    damaged = tmp_path / "weights"
+    shutil.copytree(ladder_folder, damaged)
+    with (damaged / "model_1.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    result = run_module("submission.encode", pictures, "-o", tmp_path / "s", "-q", 1, "--weights", damaged)
+    assert "SHA-256" in one_line(result) and not (tmp_path / "s").exists()
+    (damaged / "manifest.json").write_text("{}")
+    assert "not a manifest" in one_line(run_module("submission.encode", pictures, "-o", tmp_path, "--weights", damaged))
+
+
+def test_a_full_disk_leaves_nothing_behind(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    """The kernel's file size limit stands in for a full disk."""
+    code = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); sys.dont_write_bytecode = True;"
+        "sys.argv = ['decode', *sys.argv[1:]]; runpy.run_module('submission.encode', run_name='__main__')"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, str(pictures), "-o", str(out), "--weights", str(ladder_folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "free some space" in one_line(result)
+    assert list(out.iterdir()) == []
+
+
+def test_dependencies_point_one_way() -> None:
+    """`submission` imports none of the other packages, nor anything that the decoder's image lacks."""
+    code = (
+        "import sys, pkgutil, importlib, submission\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(submission.__path__, 'submission.')]\n"
+        "print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert not loaded & {"training", "ratecontrol", "eval", "scipy", "pandas", "safetensors", "pytorch_msssim"}
