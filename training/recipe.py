@@ -88,7 +88,7 @@ RECIPES = {
     "tiny": Recipe(PRESETS["tiny"], _short_stages(6, 4, 4, 4, 192, 2), (3.0, 12.0), 3.0, (3, 2, 2, 2)),
     "small": Recipe(
         PRESETS["small"],
-        _short_stages(10_000, 300, 800, 400, 192, 4),
+        _short_stages(8000, 300, 800, 400, 192, 4),
         (1.5, 3.0, 6.0, 12.0, 24.0),
         6.0,
         (1200, 100, 600, 300),
