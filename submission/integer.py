@@ -1,9 +1,10 @@
 """Integer layers: the arithmetic that decides probabilities, exact on every machine.
 
-A layer computes `clamp((a @ w + b) >> shift, lo, hi)` on integers. The numbers are held in floating point, because
-that is what fast matrix products take, but every intermediate is an exactly representable integer: `Linear` bounds the
-sums with the actual weights, takes float32 below 2^24 and float64 below 2^53, and refuses anything larger. So no order
-of summation, thread count, batch shape, BLAS or CPU feature can change a result (`docs/exactness.md`).
+A layer computes `clamp((a @ w + b) >> shift, lo, hi)` on integers (a negative shift goes to the left). The numbers are
+held in floating point, because that is what fast matrix products take, but every intermediate is an exactly
+representable integer: `Linear` bounds the sums with the actual weights, takes float32 below 2^24 and float64 below
+2^53, and refuses anything larger. So no order of summation, thread count, batch shape, BLAS or CPU feature can change
+a result (`docs/exactness.md`).
 """
 
 from dataclasses import dataclass
@@ -50,9 +51,10 @@ class Linear:
         Raises WeightsError if a weight is too large or a sum could leave the range where float64 is exact.
         """
         w = weight.astype(np.int64)
-        if np.abs(w).max(initial=0) > WEIGHT_PEAK or shift.min(initial=0) < 0 or shift.max(initial=0) > 30:
+        if np.abs(w).max(initial=0) > WEIGHT_PEAK or shift.min(initial=0) < -8 or shift.max(initial=0) > 30:
             raise WeightsError(f"layer {name}: weights or shifts out of range")
-        bound = int((np.abs(w).sum(0) * peak + np.abs(bias.astype(np.int64))).max(initial=0))
+        bounds = np.abs(w).sum(0) * peak + np.abs(bias.astype(np.int64))
+        bound = int((bounds << np.maximum(-shift.astype(np.int64), 0)).max(initial=0))
         if bound >= 2**53:
             raise WeightsError(f"layer {name}: sums up to {bound} would not be exact")
         dtype = np.float32 if bound < 2**24 else np.float64

@@ -21,7 +21,7 @@ class Network(nn.Module):
         self.post_filter = GRDN(config.grdn) if config.grdn is not None else nn.Identity()
         for module in (*self.h_a.modules(), *self.entropy_model.h_s.modules()):
             if isinstance(module, nn.Conv2d):
-                # PyTorch's default would make z so small that noise hides it, and the model learns to ignore it for good
+                # PyTorch's default makes z so small that noise hides it, and the model learns to ignore it for good
                 nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
 
     def reconstruct(self, y_hat: Tensor) -> Tensor:

@@ -52,8 +52,9 @@ def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat:
     """Mixture parameters position by position, in Python integers' own arithmetic (int64)."""
 
     def layer(linear, sums):  # type: ignore[no-untyped-def]
-        shift = -np.log2(linear.scale).astype(np.int64)
-        return np.clip((sums + linear.bias.astype(np.int64)) >> shift, linear.lo, linear.hi)
+        right = -np.log2(linear.scale).astype(np.int64)
+        left = np.maximum(-right, 0)
+        return np.clip((sums + linear.bias.astype(np.int64) << left) >> np.maximum(right, 0), linear.lo, linear.hi)
 
     def product(linear, a):  # type: ignore[no-untyped-def]
         return a.astype(np.int64) @ linear.weight.astype(np.int64)

@@ -79,7 +79,7 @@ def quantize(name: str, weight: Floats, bias: Floats, unit: Floats) -> Quantized
     shift that keeps them within 64.
     """
     largest = np.maximum(np.abs(weight).max(0), np.maximum(np.abs(bias), 1e-12) / _SUM_PEAK * WEIGHT_PEAK)
-    shift = np.clip(np.floor(np.log2(WEIGHT_PEAK * unit / largest) + 1e-9), 0, 24)
+    shift = np.clip(np.floor(np.log2(WEIGHT_PEAK * unit / largest) + 1e-9), -8, 24)
     step = unit * np.exp2(-shift)
     integers = np.rint(weight / step)
     if np.abs(integers).max() > WEIGHT_PEAK:
