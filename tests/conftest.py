@@ -24,11 +24,8 @@ def untrained(seed: int, preset: str = "tiny") -> Network:
     torch.manual_seed(seed)
     network = Network(PRESETS[preset])
     with torch.no_grad():
-        last = network.g_a[-2]  # the convolution that makes y
-        last.weight.mul_(20)
-        network.h_a[-1].weight.mul_(10)
+        network.g_a[-2].weight.mul_(20)  # the convolution that makes y
         for estimator in network.entropy_model.estimators:
-            estimator.head[-1].weight.mul_(4)
             torch.nn.init.normal_(estimator.residual[-1].weight, std=0.05)
     return network
 
