@@ -151,7 +151,9 @@ def test_integer_model_follows_the_float_model(codec: Codec) -> None:
         k, size = codec.config.mixtures, codec.config.M // 2
         integers = torch.from_numpy(found).permute(2, 0, 1).view(k, 3, size, *y.shape[:2]) * units.view(3, 1, 1, 1)
         floats = real[0].view(k, 3, size, *y.shape[:2])
-        assert (integers - floats).std() < 0.05 * (floats - floats.mean((3, 4), keepdim=True)).std() + 1 / 64
+        spread = (floats - floats.mean((3, 4), keepdim=True)).std()
+        # 7-bit weights and 8-bit activations err by about 2 % a layer, and eleven layers lie behind a parameter
+        assert (integers - floats).std() < 0.02 * 11**0.5 * 1.5 * spread + 1 / 64
 
 
 @settings(max_examples=50, deadline=None)
