@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import constriction
 import numpy as np
-from numpy.typing import NDArray
 
 from submission.errors import BitstreamError
-from submission.mixture import Symbols
+from submission.integer import Int32
+from submission.mixture import Rows
 
 _Categorical = constriction.stream.model.Categorical
 
@@ -18,12 +18,12 @@ class Encoder:
     def __init__(self) -> None:
         self._range = constriction.stream.queue.RangeEncoder()
 
-    def code(self, rows: NDArray[np.float64], symbols: Symbols | None) -> Symbols:
+    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
         assert symbols is not None
         self._range.encode(symbols, _Categorical(perfect=False), rows)
         return symbols
 
-    def code_alike(self, row: NDArray[np.float64], count: int, symbols: Symbols | None) -> Symbols:
+    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
         assert symbols is not None and len(symbols) == count
         self._range.encode(symbols, _Categorical(row, perfect=False))
         return symbols
@@ -40,14 +40,14 @@ class Decoder:
         words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
         self._range = constriction.stream.queue.RangeDecoder(words)
 
-    def code(self, rows: NDArray[np.float64], symbols: Symbols | None) -> Symbols:
+    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
         return self._decoded(lambda: self._range.decode(_Categorical(perfect=False), rows))
 
-    def code_alike(self, row: NDArray[np.float64], count: int, symbols: Symbols | None) -> Symbols:
+    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
         return self._decoded(lambda: self._range.decode(_Categorical(row, perfect=False), count))
 
     @staticmethod
-    def _decoded(decode: Callable[[], Symbols]) -> Symbols:
+    def _decoded(decode: Callable[[], Int32]) -> Int32:
         try:
             return decode()
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ With a 5x5 causal window a position depends on others of smaller `column + 3 * r
 Encoder and decoder walk the same code (`_code`) and differ in the coder that they hand in.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from submission.coder import Decoder, Encoder
 from submission.config import ModelConfig
 from submission.errors import WeightsError
-from submission.integer import RELU_PEAK, SIGNED_PEAK, Ints, Linear, conv3x3, pixel_shuffle
-from submission.mixture import CODER_BITS, PEAK, Coder, Mixture, Tables, code_symbols
+from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, conv3x3, pixel_shuffle, product
+from submission.mixture import CODER_BITS, PEAK, Coder, Tables, code_symbols
 
 Latents = NDArray[np.int32]  #: [h, w, channels]
 Tensors = dict[str, NDArray[np.generic]]
@@ -31,27 +32,29 @@ class Estimator:
     """Parameter estimation of one channel group: f1 from context sums, three layers, and the residual branch."""
 
     context: Linear
-    centre: Linear | None
-    hyper: Linear
-    layers: tuple[Linear, Linear, Linear]
-    #: The branch's input is the parameters divided by 2^shift, in -127..127.
-    branch_scale: Ints | None
-    branch: tuple[Linear, Linear, Linear] | None
+    #: Weights for group 1 at the same position, in group 2's context.
+    centre: Int8
+    first: Linear
+    #: Weights of the first layer for the hyper features.
+    hyper: Int8
+    second: Linear
+    third: Linear
+    #: The branch's input is the parameters shifted right by this, in -127..127.
+    branch_shift: Int32 | None
+    branch: tuple[Linear, ...]
 
-    def __call__(self, context_sums: Ints, hyper_sums: Ints, known: Ints | None) -> Ints:
-        """Sums [n, 2M] of the context, [n, width] of the hyper features, and group 1 at the same positions ->
-        parameters [n, outputs]."""
-        if self.centre is not None and known is not None:
-            context_sums = context_sums + self.centre.accumulate(known)
-        a = self.context.finish(context_sums)
-        first, second, third = self.layers
-        a = first.finish(first.accumulate(a) + hyper_sums)
-        p = third(second(a))
-        if self.branch is not None and self.branch_scale is not None:
-            a = np.clip(np.floor(p * self.branch_scale), -SIGNED_PEAK, SIGNED_PEAK)
-            for layer in self.branch:
-                a = layer(a)
-            p = p + a
+    def __call__(self, context_sums: Int32, hyper_sums: Int32, known: Int8) -> Int32:
+        """Sums [n, 2M] of the context, [n, width] of the hyper features, and the group before at the same positions
+        (or no channels) -> parameters [n, outputs]."""
+        if known.shape[1]:
+            context_sums = context_sums + product(known, self.centre)
+        a = self.context.finish(context_sums).astype(np.int8)
+        a = self.first.finish(product(a, self.first.weight) + hyper_sums).astype(np.int8)
+        p = self.third(self.second(a).astype(np.int8))
+        if self.branch_shift is not None:
+            a = np.clip(p >> self.branch_shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
+            first, second, third = self.branch
+            p = p + third(second(first(a).astype(np.int8)).astype(np.int8))
         return p
 
 
@@ -61,60 +64,51 @@ class EntropyCoder:
     def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
         """`tensors` as `training.export` stores them; WeightsError when they are incomplete or could overflow."""
         self.config = config
-        try:
-            self._read(config, _Reader(tensors))
-        except KeyError as error:
-            raise WeightsError(f"model file lacks {error}") from None
-
-    def _read(self, config: ModelConfig, read: "_Reader") -> None:
-        m = config.M
-        self.tables = Tables(read.ints("tables.exp"), read.ints("tables.inverse_scale"), read.ints("tables.cdf"))
-        self.prior = read.ints("prior").astype(np.float64)
+        read = _Reader(tensors)
+        self.tables = Tables(*(read.int32(f"tables.{name}") for name in ("exp", "inverse_scale", "cdf", "reach")))
+        self.prior = read.int32("prior").astype(np.float64)
         if (self.prior.sum(1) != (1 << CODER_BITS) - self.prior.shape[1]).any() or (self.prior < 0).any():
             raise WeightsError("prior of z: rows do not sum to the coder's total")
         self.z_peak = self.prior.shape[1] // 2
+        self.h_s = [read.linear(f"h_s.{k}", relu_in=k > 0, relu=k < 4) for k in range(5)]
+        self.estimators = [self._estimator(read, g) for g in range(config.groups)]
+        #: One product for the contexts of all groups.
+        self.causal = np.concatenate([e.context.weight for e in self.estimators], 1)
 
-        peaks = [SIGNED_PEAK] + 4 * [RELU_PEAK]
-        self.h_s = [
-            read.linear(f"h_s.{k}", peak, -SIGNED_PEAK if k == 4 else 0, SIGNED_PEAK if k == 4 else RELU_PEAK)
-            for k, peak in enumerate(peaks)
-        ]
-        self.estimators = []
-        for g in range(config.groups):
-            relu = (RELU_PEAK, 0, RELU_PEAK)
-            last = (RELU_PEAK, -PARAMETER_PEAK, PARAMETER_PEAK)
-            name = f"groups.{g}"
-            whole = read.linear(f"{name}.first", SIGNED_PEAK, 0, RELU_PEAK)
-            first, hyper = _split(whole, 2 * m)
-            context = read.linear(f"{name}.context", SIGNED_PEAK, -SIGNED_PEAK, SIGNED_PEAK)
-            causal, centre = _split(context, len(TAPS) * m)
-            layers = (first, read.linear(f"{name}.second", *relu), read.linear(f"{name}.third", *last))
-            branch = None
-            if config.rpe:
-                branch = (
-                    read.linear(f"{name}.branch.first", SIGNED_PEAK, 0, RELU_PEAK),
-                    read.linear(f"{name}.branch.second", *relu),
-                    read.linear(f"{name}.branch.third", *last),
-                )
-            scale = np.exp2(-read.ints(f"{name}.branch.shift").astype(np.float32)) if config.rpe else None
-            self.estimators.append(Estimator(causal, centre if g else None, hyper, layers, scale, branch))
-        # One product for the context of all groups, in the wider of their types.
-        self.context_weight = np.concatenate([e.context.weight for e in self.estimators], 1)
+    def _estimator(self, read: "_Reader", group: int) -> Estimator:
+        name, m = f"groups.{group}", self.config.M
+        context, centre = _split(read.linear(f"{name}.context"), len(TAPS) * m)
+        first, hyper = _split(read.linear(f"{name}.first", relu=True), 2 * m)
+        branch: tuple[Linear, ...] = ()
+        if self.config.rpe:
+            branch = (
+                read.linear(f"{name}.branch.first", relu=True),
+                read.linear(f"{name}.branch.second", relu_in=True, relu=True),
+                read.linear(f"{name}.branch.third", relu_in=True, highest=PARAMETER_PEAK),
+            )
+        return Estimator(
+            context,
+            centre,
+            first,
+            hyper,
+            read.linear(f"{name}.second", relu_in=True, relu=True),
+            read.linear(f"{name}.third", relu_in=True, highest=PARAMETER_PEAK),
+            read.int32(f"{name}.branch.shift") if branch else None,
+            branch,
+        )
 
-    def hyper_features(self, z_hat: Latents) -> Ints:
+    def hyper_features(self, z_hat: Latents) -> Int8:
         """h_s: z_hat [h, w, N] -> features [4h, 4w, 2M] in -127..127."""
-        a: Ints = z_hat.astype(np.float32)
-        a = conv3x3(self.h_s[0], a)
-        a = pixel_shuffle(conv3x3(self.h_s[1], a))
-        a = conv3x3(self.h_s[2], a)
-        a = pixel_shuffle(conv3x3(self.h_s[3], a))
-        return conv3x3(self.h_s[4], a)
+        a = conv3x3(self.h_s[0], z_hat.astype(np.int8), relu_in=False)
+        a = pixel_shuffle(conv3x3(self.h_s[1], a, relu_in=True))
+        a = conv3x3(self.h_s[2], a, relu_in=True)
+        a = pixel_shuffle(conv3x3(self.h_s[3], a, relu_in=True))
+        return conv3x3(self.h_s[4], a, relu_in=True)
 
-    def mixture(self, p: Ints) -> Mixture:
-        """Parameters [n, 3*K*C] -> mixtures of n*C symbols."""
-        parts = p.astype(np.int64).reshape(len(p), self.config.mixtures, 3, -1)
-        logits, means, scales = (parts[:, :, k].transpose(0, 2, 1).reshape(-1, self.config.mixtures) for k in range(3))
-        return Mixture(self.tables, logits, means, scales)
+    def parts(self, p: Int32) -> Int32:
+        """Parameters [n, 3*K*C] -> mixtures [K, 3, n*C]."""
+        k = self.config.mixtures
+        return np.ascontiguousarray(p.reshape(len(p), k, 3, -1).transpose(1, 2, 0, 3)).reshape(k, 3, -1)
 
     def encode(self, y: Latents, z: Latents) -> tuple[bytes, Latents, Latents]:
         """Rounded latents y [h, w, M] and z [h/4, w/4, N] -> coded bytes, and the latents as a decoder finds them.
@@ -149,10 +143,10 @@ class EntropyCoder:
     def _code_y(self, coder: Coder, size: tuple[int, int], z_hat: Latents, y: Latents | None) -> Latents:
         (height, width), m = size, self.config.M
         hyper = self.hyper_features(z_hat).reshape(height * width, -1)
-        hyper_sums = [e.hyper.accumulate(hyper) for e in self.estimators]
+        hyper_sums = [product(hyper, e.hyper) for e in self.estimators]
         # y_hat with a border of zeros that the causal window reaches into: 2 rows above, 2 columns at both sides
         stride = width + 4
-        padded = np.zeros(((height + 2) * stride, m), np.float32)
+        padded = np.zeros(((height + 2) * stride, m), np.int8)
         offsets = np.array([i * stride + j for i, j in TAPS])
         chunk = m // self.config.groups
         given = np.clip(y, -PEAK, PEAK).astype(np.int32) if y is not None else None
@@ -160,35 +154,34 @@ class EntropyCoder:
             rows = np.arange(max(0, -((width - 1 - step) // 3)), min(height - 1, step // 3) + 1)
             columns = step - 3 * rows
             at = (rows + 2) * stride + columns + 2
-            sums = padded[at[:, None] + offsets].reshape(len(at), -1) @ self.context_weight
+            sums = product(padded[at[:, None] + offsets].reshape(len(at), -1), self.causal)
             for g, estimator in enumerate(self.estimators):
-                known = padded[at, : g * chunk] if g else None
+                here = slice(g * chunk, (g + 1) * chunk)
                 inside = hyper_sums[g][rows * width + columns]
-                p = estimator(sums[:, g * 2 * m : (g + 1) * 2 * m], inside, known)
-                here = given[rows, columns, g * chunk : (g + 1) * chunk].ravel() if given is not None else None
-                found = code_symbols(coder, self.mixture(p), here)
-                padded[at, g * chunk : (g + 1) * chunk] = found.reshape(len(at), chunk)
+                p = estimator(sums[:, g * 2 * m : (g + 1) * 2 * m], inside, padded[at, : g * chunk])
+                known = given[rows, columns, here].ravel() if given is not None else None
+                found = code_symbols(coder, self.tables, self.parts(p), known)
+                padded[at, here] = found.reshape(len(at), chunk)
         return padded.reshape(height + 2, stride, m)[2:, 2 : 2 + width].astype(np.int32)
 
 
-def _split(layer: Linear, at: int) -> tuple[Linear, Linear]:
-    """One layer as two that take a part of its inputs each; their sums are added before `finish`."""
-    return (
-        Linear(layer.weight[:at], layer.bias, layer.scale, layer.lo, layer.hi),
-        Linear(layer.weight[at:], layer.bias, layer.scale, layer.lo, layer.hi),
-    )
+def _split(layer: Linear, at: int) -> tuple[Linear, Int8]:
+    """A layer that takes the inputs before `at`, and the weights of the others, whose sums are added to its own."""
+    rest = np.ascontiguousarray(layer.weight[at:])
+    return dataclasses.replace(layer, weight=np.ascontiguousarray(layer.weight[:at])), rest
 
 
 class _Reader:
-    """Named integer arrays of a model file."""
+    """Named integer arrays of a model file; WeightsError when one is missing."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
 
-    def ints(self, name: str) -> NDArray[np.int64]:
-        return self.tensors[name].astype(np.int64)
+    def int32(self, name: str) -> Int32:
+        if name not in self.tensors:
+            raise WeightsError(f"model file lacks {name}")
+        return self.tensors[name].astype(np.int32)
 
-    def linear(self, name: str, peak: int, lo: int, hi: int) -> Linear:
-        weight = self.tensors[f"{name}.weight"].astype(np.int8)
-        bias, shift = self.ints(f"{name}.bias").astype(np.int32), self.ints(f"{name}.shift").astype(np.int8)
-        return Linear.build(name, weight, bias, shift, peak, lo, hi)
+    def linear(self, name: str, relu_in: bool = False, relu: bool = False, highest: int = SIGNED_PEAK) -> Linear:
+        weight, shift = (self.int32(f"{name}.{part}").astype(np.int8) for part in ("weight", "shift"))
+        return Linear.build(name, weight, self.int32(f"{name}.bias"), shift, relu_in, highest, relu)

@@ -49,19 +49,18 @@ def test_any_latents_come_back(ladder_folder: Path, rows: int, columns: int, see
 
 
 def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat: NDArray[np.int32]) -> list[np.ndarray]:
-    """Mixture parameters position by position, in Python integers' own arithmetic (int64)."""
+    """Mixture parameters position by position, in 64-bit integers."""
 
     def layer(linear, sums):  # type: ignore[no-untyped-def]
-        right = -np.log2(linear.scale).astype(np.int64)
-        left = np.maximum(-right, 0)
-        return np.clip((sums + linear.bias.astype(np.int64) << left) >> np.maximum(right, 0), linear.lo, linear.hi)
+        left = linear.left if linear.left is not None else 0
+        return np.clip((sums + linear.bias << left) >> linear.right, linear.lowest, linear.highest)
 
-    def product(linear, a):  # type: ignore[no-untyped-def]
-        return a.astype(np.int64) @ linear.weight.astype(np.int64)
+    def product(a, weight):  # type: ignore[no-untyped-def]
+        return a.astype(np.int64) @ weight.astype(np.int64)
 
     height, width, m = y_hat.shape
     hyper = entropy.hyper_features(z_hat).astype(np.int64)
-    out = [np.empty((height, width, e.layers[2].weight.shape[1]), np.int64) for e in entropy.estimators]
+    out = [np.empty((height, width, e.third.weight.shape[1]), np.int64) for e in entropy.estimators]
     for i in range(height):
         for j in range(width):
             taps = []
@@ -69,18 +68,18 @@ def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat:
                 inside = 0 <= i + di < height and 0 <= j + dj < width
                 taps.append(y_hat[i + di, j + dj] if inside else np.zeros(m, np.int32))
             for g, e in enumerate(entropy.estimators):
-                sums = product(e.context, np.concatenate(taps))
-                if e.centre is not None:
-                    sums = sums + product(e.centre, y_hat[i, j, : m // 2])
+                sums = product(np.concatenate(taps), e.context.weight)
+                if g:
+                    sums = sums + product(y_hat[i, j, : m // 2], e.centre)
                 a = layer(e.context, sums)
-                a = layer(e.layers[0], product(e.layers[0], a) + product(e.hyper, hyper[i, j]))
-                for linear in e.layers[1:]:
-                    a = layer(linear, product(linear, a))
+                a = layer(e.first, product(a, e.first.weight) + product(hyper[i, j], e.hyper))
+                for linear in (e.second, e.third):
+                    a = layer(linear, product(a, linear.weight))
                 p = a
-                if e.branch is not None:
-                    a = np.clip(a >> -np.log2(e.branch_scale).astype(np.int64), -127, 127)
+                if e.branch:
+                    a = np.clip(a >> e.branch_shift, -127, 127)
                     for linear in e.branch:
-                        a = layer(linear, product(linear, a))
+                        a = layer(linear, product(a, linear.weight))
                     p = p + a
                 out[g][i, j] = p
     return out
@@ -91,8 +90,8 @@ def test_wavefront_equals_position_by_position(codec: Codec, monkeypatch: pytest
     data, y_hat, z_hat = entropy.encode(*codec.latents(noise_picture(100, 150)))
     expected = reference_parameters(entropy, y_hat, z_hat)
     seen: list[np.ndarray] = []
-    original = EntropyCoder.mixture
-    monkeypatch.setattr(EntropyCoder, "mixture", lambda self, p: (seen.append(p), original(self, p))[1])
+    original = EntropyCoder.parts
+    monkeypatch.setattr(EntropyCoder, "parts", lambda self, p: (seen.append(p), original(self, p))[1])
     entropy.decode(data, y_hat.shape[:2])
     height, width = y_hat.shape[:2]
     order = [[(i, s - 3 * i) for i in range(height) if 0 <= s - 3 * i < width] for s in range(width + 3 * (height - 1))]
@@ -159,7 +158,7 @@ def test_integer_model_follows_the_float_model(codec: Codec) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, ONE), min_size=1, max_size=20))
 def test_rows_always_suit_the_coder(cuts: list[int]) -> None:
-    row = weights_row(np.array([[0, *sorted(cuts), ONE]], dtype=np.int64))
+    row = weights_row(np.array([[0, *sorted(cuts), ONE]], dtype=np.int32))
     assert (row >= 0).all() and row.sum() == 2**24 - row.shape[1]
 
 
@@ -257,7 +256,7 @@ def test_coding_symbols_far_outside_the_window(codec: Codec) -> None:
     values = np.arange(-PEAK, PEAK + 1, dtype=np.int32)
     for log_scale in (-100, 0, 40, 190):  # 1/32 octaves
         for mean in (-127 * 64, 0, 500, 127 * 64):
-            p = np.zeros((len(values), size))
+            p = np.zeros((len(values), size), np.int32)
             p[:, 1::3], p[:, 2::3] = mean, log_scale
-            found = code_symbols(Echo(), entropy.mixture(p), values)
+            found = code_symbols(Echo(), entropy.tables, entropy.parts(p), values)
             assert (found == values).all() or (log_scale == -100 and len(np.unique(found[found != values])) == 1)

@@ -28,6 +28,7 @@ from submission.mixture import (
     MEAN_UNIT,
     ONE,
     PEAK,
+    REACH,
     SCALE_RANGE,
     SCALE_UNIT,
     weights_row,
@@ -36,7 +37,7 @@ from submission.mixture import (
 Floats = NDArray[np.float64]
 
 #: Sums of a layer stay below this many of its weight units, so that 32-bit biases hold them.
-_SUM_PEAK = 2.0**22
+_SUM_PEAK = 2.0**21
 
 
 def tables() -> Tensors:
@@ -48,6 +49,7 @@ def tables() -> Tensors:
         "tables.exp": np.rint(2**EXP_BITS * np.exp(-np.arange(256) / LOGIT_UNIT)).astype(np.int32),
         "tables.inverse_scale": np.rint(2**INVERSE_BITS * steps / scales).astype(np.int32),
         "tables.cdf": np.rint(2**CDF_BITS * ndtr(grid)).astype(np.int32),
+        "tables.reach": np.ceil(REACH * MEAN_UNIT * scales).astype(np.int32),
     }
 
 
@@ -79,7 +81,7 @@ def quantize(name: str, weight: Floats, bias: Floats, unit: Floats) -> Quantized
     shift that keeps them within 64.
     """
     largest = np.maximum(np.abs(weight).max(0), np.maximum(np.abs(bias), 1e-12) / _SUM_PEAK * WEIGHT_PEAK)
-    shift = np.clip(np.floor(np.log2(WEIGHT_PEAK * unit / largest) + 1e-9), -8, 24)
+    shift = np.clip(np.floor(np.log2(WEIGHT_PEAK * unit / largest) + 1e-9), -8, 22)
     step = unit * np.exp2(-shift)
     integers = np.rint(weight / step)
     if np.abs(integers).max() > WEIGHT_PEAK:
@@ -216,6 +218,6 @@ def prior_rows(model: EntropyModel, largest: float) -> NDArray[np.int32]:
     peak = int(min(PEAK, max(8, np.ceil(largest) + 4)))
     edges = torch.arange(-peak, peak) + 0.5  # between neighbouring values
     values = edges.expand(model.config.N, 1, -1).to(next(model.parameters()))
-    cumulative = np.rint(torch.sigmoid(model.prior.logits(values).double()).cpu().numpy()[:, 0] * ONE).astype(np.int64)
+    cumulative = np.rint(torch.sigmoid(model.prior.logits(values).double()).cpu().numpy()[:, 0] * ONE)
     closed = np.pad(cumulative, ((0, 0), (1, 1)), constant_values=((0, 0), (0, ONE)))
-    return weights_row(np.maximum.accumulate(closed, axis=1)).astype(np.int32)
+    return weights_row(np.maximum.accumulate(closed, axis=1).astype(np.int32)).astype(np.int32)
