@@ -12,6 +12,7 @@ from submission.entropy_coding import EntropyCoder, Latents, Tensors
 from submission.errors import BitstreamError, ImageError, WeightsError
 from submission.files import MAX_PIXELS, MAX_SIDE, Picture
 from submission.grdn import GRDN
+from submission.tiles import post_filter, synthesize
 from submission.transforms import analysis, hyper_analysis, synthesis
 
 
@@ -102,7 +103,9 @@ class Codec:
     def _reconstruct(self, y_hat: Latents, height: int, width: int) -> Picture:
         y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            x_hat = self.transforms.post_filter(self.transforms.g_s(y))
+            x_hat = synthesize(self.transforms.g_s, y)
+            if isinstance(self.transforms.post_filter, GRDN):
+                x_hat = post_filter(self.transforms.post_filter, x_hat)
             pixels = x_hat[0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
         picture: Picture = pixels.permute(1, 2, 0).contiguous().numpy()
         return picture

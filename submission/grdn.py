@@ -53,10 +53,17 @@ class CBAM(nn.Module):
         )
         self.spatial = nn.Conv2d(2, 1, 7, padding=3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x * torch.sigmoid(self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), keepdim=True)))
+    def channel_gate(self, mean: Tensor, highest: Tensor) -> Tensor:
+        """From the mean and maximum over all positions, [B, C, 1, 1] each."""
+        return torch.sigmoid(self.mlp(mean) + self.mlp(highest))
+
+    def spatial_gate(self, x: Tensor) -> Tensor:
+        """x times its gate, which sees 3 positions around each."""
         pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
         return x * torch.sigmoid(self.spatial(pooled))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spatial_gate(x * self.channel_gate(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)))
 
 
 class GRDN(nn.Module):

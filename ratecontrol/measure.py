@@ -1,0 +1,325 @@
+"""Encode every picture with every model of the ladder: real bytes and real scores, one row each, in a table.
+
+Rows are appended as they are made. A run that was stopped goes on where it was, and nothing is encoded again whose
+pixels and model stand in the table. The streams are kept, so that packaging need not encode.
+"""
+
+import argparse
+import contextlib
+import csv
+import fcntl
+import functools
+import hashlib
+import itertools
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from eval.metrics import ms_ssim, squared_error
+from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from submission.console import Progress, progress, run
+from submission.errors import ImageError, UserError
+from submission.files import list_images, make_folder, read_image, write_bytes
+from submission.ladder import DEFAULT_WEIGHTS, Ladder
+
+#: The first line of every table that this command writes.
+HEADER = (",".join(MEASURED_COLUMNS) + "\n").encode()
+
+Row = dict[str, str]
+Key = tuple[str, str, str]  #: what makes a measurement: hash of the pixels, candidate, hash of the model
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to encode with one model of a ladder."""
+
+    picture: Path
+    image_sha256: str
+    weights: Path
+    quality: int
+    table: Path
+    stream: str  #: the file to keep the stream in, relative to the table's folder
+
+    @property
+    def candidate(self) -> str:
+        return f"q{self.quality}"
+
+    @property
+    def kept(self) -> Path:
+        return self.table.parent / self.stream
+
+
+def measure(task: Task) -> Row:
+    """Encode and decode, keep the stream, and return the row of the table."""
+    ladder = load_ladder(task.weights)
+    codec = ladder.codec(task.quality)
+    picture = read_image(task.picture)
+    if picture_hash(picture) != task.image_sha256:
+        raise UserError(f"{task.picture}: changed while it was being measured; run again")
+    start = time.perf_counter()
+    encoded = codec.encode(picture)
+    seconds = time.perf_counter() - start
+    score = ms_ssim(picture, encoded.reconstruction)
+    write_bytes(task.kept, encoded.stream)
+    height, width, _ = picture.shape
+    return {
+        "image": task.picture.name,
+        "width": str(width),
+        "height": str(height),
+        "candidate": task.candidate,
+        "quality": str(task.quality),
+        "bytes": str(len(encoded.stream)),
+        "msssim": f"{0.0 if math.isnan(score) else score:.10f}",  # where it is undefined the organisers count 0
+        "sse": f"{squared_error(picture, encoded.reconstruction):.0f}",
+        "encode_seconds": f"{seconds:.3f}",
+        "image_sha256": task.image_sha256,
+        "model_sha256": ladder.model_hash(task.quality),
+        "stream_sha256": hashlib.sha256(encoded.stream).hexdigest(),
+        "stream": task.stream,
+    }
+
+
+@functools.cache
+def load_ladder(weights: Path) -> Ladder:
+    """A ladder, once a process, so that each of its models is loaded once."""
+    return Ladder.load(weights)
+
+
+def measure_all(tasks: list[Task], jobs: int) -> Generator[Row]:
+    """The rows of `tasks` as they are done, in this process or in `jobs` others that share its threads."""
+    if jobs == 1:
+        yield from map(measure, tasks)
+        return
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),  # a forked process lacks the threads that torch counts on
+        initializer=start_worker,
+        initargs=(max(torch.get_num_threads() // jobs, 1),),
+    )
+    try:
+        for future in as_completed([pool.submit(measure, task) for task in tasks]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise UserError("a worker was killed, perhaps for lack of memory; run again with fewer --jobs") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker(threads: int) -> None:
+    """Prepare a worker: its share of the threads, interrupts left to the parent, no life after the parent's."""
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, str]:
+    """The hash of each picture. A bad one ends the run before the long work, or is named and left out."""
+    hashes: dict[Path, str] = {}
+    for path in progress(paths, "reading"):
+        if not path.name.isprintable():
+            raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
+        try:
+            hashes[path] = picture_hash(read_image(path))
+        except ImageError as error:
+            if not skip_bad:
+                raise UserError(f"{error}; --skip-bad leaves such pictures out") from None
+            print(f"skipped: {error}", file=sys.stderr)
+    if not hashes:
+        raise UserError("none of the pictures can be read")
+    return hashes
+
+
+def key_of(row: Row) -> Key:
+    return row["image_sha256"], row["candidate"], row["model_sha256"]
+
+
+def refuse_foreign(table: Path) -> None:
+    """UserError if `table` is there but is something else than a table, perhaps cut off, of this command."""
+    if table.exists():
+        start = table.read_bytes()[: len(HEADER)]
+        if not HEADER.startswith(start):
+            raise UserError(f"{table}: exists and is not a table of ratecontrol.measure; give another -o")
+
+
+def read_rows(table: Path) -> list[Row]:
+    """The rows that earlier runs left in `table`, as far as their streams are still there and whole.
+
+    A last line that was cut off is no row.
+    """
+    if not table.exists():
+        return []
+    text = table.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        os.truncate(table, whole)
+    if whole <= len(HEADER):
+        return []
+    rows: list[Row] = read_table(table, MEASURED_COLUMNS).to_dict("records")  # type: ignore[assignment]
+    return [row for row in rows if stream_is_whole(table, row)]
+
+
+def stream_is_whole(table: Path, row: Row) -> bool:
+    try:
+        stream = (table.parent / row["stream"]).read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(stream).hexdigest() == row["stream_sha256"]
+
+
+def check_rows(table: Path, rows: list[Row], ladder: Ladder, hashes: dict[Path, str]) -> None:
+    """Refuse a table that would mix measurements: with other weights, or of other pixels under the same name."""
+    models = {str(quality): ladder.model_hash(quality) for quality in ladder.qualities}
+    pictures = {path.stem: (path.name, image_hash) for path, image_hash in hashes.items()}
+    for row in rows:
+        if models.get(row["quality"]) != row["model_sha256"]:
+            raise UserError(f"{table}: has rows measured with other weights; give another -o, or --replace them")
+        found = row["image"], row["image_sha256"]
+        if pictures.get(Path(row["image"]).stem, found) != found:
+            raise UserError(f"{table}: has rows of another {row['image']}; give another -o, or --replace them")
+
+
+def replace_rows(table: Path, rows: list[Row], wanted: dict[Key, list[Task]]) -> list[Row]:
+    """Only those rows that are wanted now; says how many are dropped."""
+    kept = [row for row in rows if any(row["image"] == task.picture.name for task in wanted.get(key_of(row), []))]
+    if len(kept) < len(rows):
+        print(f"{table}: dropped {len(rows) - len(kept)} rows", file=sys.stderr)
+    return kept
+
+
+def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], jobs: int) -> list[Row]:
+    """Write `rows` to `table`, measure what is lacking of `wanted`, a line at a time, and return all rows.
+
+    `wanted` holds, for each key, the tasks of all pictures with those pixels: they share one measurement.
+    """
+    write_table(table, pd.DataFrame(rows, columns=MEASURED_COLUMNS))
+    known = {key_of(row): row for row in rows}
+    done = {(row["image"], row["candidate"]) for row in rows}
+    lacking = {
+        key: missing
+        for key, tasks in wanted.items()
+        if (missing := [task for task in tasks if (task.picture.name, task.candidate) not in done])
+    }
+    measured = measure_all([tasks[0] for key, tasks in lacking.items() if key not in known], jobs)
+    bar = Progress("measuring", len(lacking))
+    with table.open("a", newline="", encoding="utf-8") as file, contextlib.closing(measured), contextlib.closing(bar):
+        writer = csv.DictWriter(file, MEASURED_COLUMNS, lineterminator="\n")
+        for row in itertools.chain([known[key] for key in lacking if key in known], measured):
+            for task in lacking[key_of(row)]:
+                rows.append(share(row, task))
+                writer.writerow(rows[-1])
+            file.flush()
+            bar.advance(note=f"{row['image']} {row['candidate']}")
+    return rows
+
+
+def share(row: Row, task: Task) -> Row:
+    """The row of `task`'s picture, given a row of the same pixels and model; each picture keeps its own stream."""
+    if row["stream"] != task.stream:
+        write_bytes(task.kept, (task.table.parent / row["stream"]).read_bytes())
+    return {**row, "image": task.picture.name, "stream": task.stream}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from measuring into `folder`; UserError if one does already."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another ratecontrol.measure is writing here") from None
+    finally:
+        os.close(descriptor)
+
+
+def parse_qualities(text: str | None, ladder: Ladder) -> list[int]:
+    """`"0,2"` as a list; without it, all of the ladder."""
+    if text is None:
+        return ladder.qualities
+    chosen = [quality for quality in ladder.qualities if str(quality) in text.split(",")]
+    if len(chosen) != len(text.split(",")):
+        raise UserError(f"--qualities {text}: give some of {','.join(map(str, ladder.qualities))}")
+    return chosen
+
+
+def report(table: Path, rows: list[Row], qualities: list[int]) -> str:
+    """What each model alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
+    lines = [f"{table}: {len(rows)} rows"]
+    for quality in qualities:
+        own = [row for row in rows if row["candidate"] == f"q{quality}"]
+        areas = [int(row["width"]) * int(row["height"]) for row in own]
+        total = sum(int(row["bytes"]) for row in own)
+        score = sum(float(row["msssim"]) * area for row, area in zip(own, areas, strict=True)) / sum(areas)
+        lines.append(
+            f"q{quality}  {len(own)} pictures  {total:,} bytes  {8 * total / sum(areas):.4f} bpp  MS-SSIM {score:.5f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m ratecontrol.measure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m ratecontrol.measure photos -o table.csv",
+    )
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="table.csv")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
+    parser.add_argument("--qualities", metavar="0,1,...", help="models of the ladder to measure (default: all)")
+    parser.add_argument("--streams", type=Path, metavar="DIR", help="folder for streams (default: table.streams)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1, with torch's threads)")
+    parser.add_argument("--skip-bad", action="store_true", help="name and leave out pictures that cannot be read")
+    parser.add_argument(
+        "--replace", action="store_true", help="drop the table's rows of other pictures, pixels, weights or qualities"
+    )
+    options = parser.parse_args()
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least 1")
+
+    table = options.output.resolve()
+    ladder = load_ladder(options.weights)
+    qualities = parse_qualities(options.qualities, ladder)
+    paths = list_images(options.inputs)
+    hashes = hash_pictures(paths, options.skip_bad)
+    refuse_foreign(table)
+    make_folder(table.parent)
+    streams = make_folder((options.streams or table.with_suffix(".streams")).resolve())
+    wanted: dict[Key, list[Task]] = {}
+    for path, image_hash in hashes.items():
+        for quality in qualities:
+            stream = os.path.relpath(streams / f"{path.stem}.q{quality}.clic", table.parent)
+            task = Task(path, image_hash, options.weights, quality, table, stream)
+            wanted.setdefault((image_hash, task.candidate, ladder.model_hash(quality)), []).append(task)
+    with locked(streams):
+        rows = read_rows(table)
+        if options.replace:
+            rows = replace_rows(table, rows, wanted)
+        check_rows(table, rows, ladder, hashes)
+        rows = complete(table, rows, wanted, options.jobs)
+    print(report(options.output, rows, qualities))
+    if others := {row["image"] for row in rows} - {path.name for path in hashes}:
+        print(f"note: the table keeps rows of {len(others)} other pictures; --replace drops them", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

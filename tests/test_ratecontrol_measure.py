@@ -1,0 +1,213 @@
+"""Measuring: real files, resumed after a kill, nothing encoded twice, and no table that mixes measurements."""
+
+import csv
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.metrics import ms_ssim, squared_error
+from ratecontrol import measure
+from ratecontrol.table import MEASURED_COLUMNS
+from submission.files import read_image
+from submission.ladder import Ladder
+from tests.commands import Result, assert_refused, call
+from tests.conftest import noise_picture
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, pictures: Path, ladder_folder: Path) -> Path:
+    """A folder with table.csv of all pictures and models, and table.streams."""
+    folder = tmp_path_factory.mktemp("measured")
+    assert run(folder / "table.csv", pictures, ladder_folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path: Path, measured: Path) -> Path:
+    """A copy of that table, to be spoilt."""
+    return Path(shutil.copytree(measured, tmp_path / "measured")) / "table.csv"
+
+
+@pytest.fixture
+def encoded() -> Iterator[list[tuple[str, int]]]:
+    """The pictures and qualities that are really encoded from here on."""
+    done: list[tuple[str, int]] = []
+    original = measure.measure
+
+    def count(task: measure.Task) -> measure.Row:
+        done.append((task.picture.name, task.quality))
+        return original(task)
+
+    with mock.patch.object(measure, "measure", count):
+        yield done
+
+
+def run(table: Path, inputs: Path, weights: Path, *more: object) -> Result:
+    return call(measure.main, inputs, "-o", table, "--weights", weights, *more)
+
+
+def rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_say_what_the_files_are(measured: Path, pictures: Path, ladder_folder: Path) -> None:
+    ladder = Ladder.load(ladder_folder)
+    found = rows(measured / "table.csv")
+    assert [(row["image"], row["candidate"]) for row in found] == [
+        (f"{name}.png", f"q{quality}") for name in "abc" for quality in range(3)
+    ]
+    for row in found[::4]:
+        assert list(row) == MEASURED_COLUMNS
+        picture = read_image(pictures / row["image"])
+        stream = (measured / row["stream"]).read_bytes()
+        assert row["stream"] == f"table.streams/{row['image'][0]}.{row['candidate']}.clic"
+        assert int(row["bytes"]) == len(stream)
+        assert row["stream_sha256"] == hashlib.sha256(stream).hexdigest()
+        assert row["model_sha256"] == ladder.model_hash(int(row["quality"]))
+        assert picture.shape == (int(row["height"]), int(row["width"]), 3)
+        decoded = ladder.decompress(stream)
+        score = ms_ssim(picture, decoded)
+        assert float(row["msssim"]) == pytest.approx(0 if np.isnan(score) else score, abs=1e-9)
+        assert float(row["sse"]) == squared_error(picture, decoded)
+
+
+def test_second_run_encodes_nothing(
+    table: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    before = table.read_bytes()
+    assert run(table, pictures, ladder_folder).code == 0
+    assert table.read_bytes() == before
+    assert encoded == []
+
+
+def test_cut_off_line_is_measured_again(
+    table: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    before = rows(table)
+    os.truncate(table, table.stat().st_size - 30)
+    assert run(table, pictures, ladder_folder).code == 0
+    after = rows(table)
+    assert encoded == [("c.png", 2)]
+    assert after[:-1] == before[:-1]
+    assert after[-1] | {"encode_seconds": ""} == before[-1] | {"encode_seconds": ""}
+
+
+@pytest.mark.parametrize("left", [0, 10])
+def test_cut_off_header_is_an_empty_table(table: Path, pictures: Path, ladder_folder: Path, left: int) -> None:
+    os.truncate(table, left)
+    assert run(table, pictures / "a.png", ladder_folder, "--qualities", "1").code == 0
+    assert [(row["image"], row["candidate"]) for row in rows(table)] == [("a.png", "q1")]
+
+
+def test_lost_and_damaged_streams_are_made_again(
+    table: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    (table.parent / "table.streams" / "a.q1.clic").unlink()
+    (table.parent / "table.streams" / "b.q2.clic").write_bytes(b"damaged")
+    assert run(table, pictures, ladder_folder).code == 0
+    assert encoded == [("a.png", 1), ("b.png", 2)]
+    assert len(rows(table)) == 9
+
+
+def test_same_pixels_are_measured_once(
+    table: Path, tmp_path: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    """A renamed picture, two new ones that are equal, and another file format."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    shutil.copy(pictures / "a.png", folder / "renamed.png")
+    new = Image.fromarray(noise_picture(170, 170, 7))
+    new.save(folder / "new.png")
+    new.save(folder / "twin.bmp")
+    assert run(table, folder, ladder_folder, "--qualities", "0,2").code == 0
+    assert encoded == [("new.png", 0), ("new.png", 2)]
+    by_name = {(row["image"], row["candidate"]): row for row in rows(table)}
+    for name, source in {"renamed.png": "a.png", "twin.bmp": "new.png"}.items():
+        row, original = by_name[name, "q2"], by_name[source, "q2"]
+        assert row["bytes"] == original["bytes"]
+        assert (table.parent / row["stream"]).read_bytes() == (table.parent / original["stream"]).read_bytes()
+        assert row["stream"] == f"table.streams/{Path(name).stem}.q2.clic"
+
+
+def test_processes_measure_the_same(tmp_path: Path, measured: Path, pictures: Path, ladder_folder: Path) -> None:
+    table = tmp_path / "table.csv"
+    assert run(table, pictures, ladder_folder, "--jobs", 2).code == 0
+
+    def timeless(path: Path) -> list[list[str]]:
+        return sorted([value for key, value in row.items() if key != "encode_seconds"] for row in rows(path))
+
+    assert timeless(table) == timeless(measured / "table.csv")
+
+
+def test_other_pixels_and_weights_are_refused_or_replaced(
+    table: Path, tmp_path: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    before = table.read_bytes()
+    changed = Path(shutil.copytree(pictures, tmp_path / "changed"))
+    Image.fromarray(noise_picture(180, 180, 9)).save(changed / "b.png")
+    (changed / "c.png").unlink()
+    assert_refused(run(table, changed, ladder_folder), "b.png", "--replace")
+    other = Path(shutil.copytree(ladder_folder, tmp_path / "other"))
+    manifest = (other / "manifest.json").read_text()
+    first, second = (Ladder.load(other).model_hash(quality) for quality in (0, 1))
+    (other / "manifest.json").write_text(manifest.replace(first, "0" * 64).replace(second, first))
+    assert_refused(run(table, pictures, other), "other weights", "--replace")
+    assert table.read_bytes() == before
+    assert run(table, changed, ladder_folder, "--replace").code == 0
+    assert encoded == [("b.png", 0), ("b.png", 1), ("b.png", 2)]
+    assert {row["image"] for row in rows(table)} == {"a.png", "b.png"}
+    assert len(rows(table)) == 6
+
+
+def test_other_pictures_stay_in_the_table(table: Path, pictures: Path, ladder_folder: Path) -> None:
+    result = run(table, pictures / "a.png", ladder_folder)
+    assert result.code == 0
+    assert "2 other pictures" in result.stderr
+    assert len(rows(table)) == 9
+
+
+def test_bad_picture_stops_before_the_work_or_is_skipped(
+    tmp_path: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    folder, table = Path(shutil.copytree(pictures, tmp_path / "pictures")), tmp_path / "out" / "table.csv"
+    (folder / "b.png").write_bytes((pictures / "b.png").read_bytes()[:2000])
+    assert_refused(run(table, folder, ladder_folder), "b.png", "--skip-bad")
+    assert not table.parent.exists()
+    assert encoded == []
+    result = run(table, folder, ladder_folder, "--skip-bad", "--qualities", "0")
+    assert result.code == 0
+    assert result.stderr.startswith("skipped: ")
+    assert [row["image"] for row in rows(table)] == ["a.png", "c.png"]
+
+
+def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
+    notes = tmp_path / "notes.csv"
+    notes.write_text("my,notes")
+    assert_refused(run(notes, pictures, ladder_folder), "notes.csv", "not a table")
+    assert notes.read_text() == "my,notes"
+    assert not notes.with_suffix(".streams").exists()
+    assert_refused(run(table, tmp_path, ladder_folder), "no pictures")
+    assert_refused(run(table, pictures, tmp_path / "nowhere"), "nowhere")
+    assert_refused(run(table, pictures, ladder_folder, "--qualities", "0,7"), "--qualities")
+    assert_refused(run(table, pictures, ladder_folder, "--jobs", "0"), "--jobs")
+    odd = Path(shutil.copytree(pictures, tmp_path / "odd"))
+    (odd / "a.png").rename(odd / "a\n.png")
+    assert_refused(run(table, odd, ladder_folder), "rename")
+
+
+def test_two_runs_do_not_share_a_table(table: Path, pictures: Path, ladder_folder: Path) -> None:
+    descriptor = os.open(table.with_suffix(".streams"), os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert_refused(run(table, pictures, ladder_folder), "another ratecontrol.measure")
+    finally:
+        os.close(descriptor)
