@@ -6,6 +6,7 @@ Encoder and decoder walk the same code (`_code`) and differ in the coder that th
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from submission.errors import WeightsError
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, conv3x3, pixel_shuffle, product
 from submission.mixture import CODER_BITS, PEAK, Coder, Tables, code_symbols
 
+Positions = NDArray[np.intp]
 Latents = NDArray[np.int32]  #: [h, w, channels]
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -25,6 +27,13 @@ TAPS = [(i, j) for i in (-2, -1) for j in range(-2, 3)] + [(0, -2), (0, -1)]
 
 #: Parameters of mixtures leave the network as integers in this range, twice that after the residual branch.
 PARAMETER_PEAK = 2**14 - 1
+
+
+def wavefronts(height: int, width: int) -> Iterator[tuple[Positions, Positions]]:
+    """(rows, columns) of the positions that are coded together: equal column + 3 * row, in order of rising row."""
+    for step in range(width + 3 * (height - 1)):
+        rows = np.arange(max(0, -((width - 1 - step) // 3)), min(height - 1, step // 3) + 1)
+        yield rows, step - 3 * rows
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,7 @@ class EntropyCoder:
         offsets = np.array([i * stride + j for i, j in TAPS])
         chunk = m // self.config.groups
         given = np.clip(y, -PEAK, PEAK).astype(np.int32) if y is not None else None
-        for step in range(width + 3 * (height - 1)):
-            rows = np.arange(max(0, -((width - 1 - step) // 3)), min(height - 1, step // 3) + 1)
-            columns = step - 3 * rows
+        for rows, columns in wavefronts(height, width):
             at = (rows + 2) * stride + columns + 2
             sums = product(padded[at[:, None] + offsets].reshape(len(at), -1), self.causal)
             for g, estimator in enumerate(self.estimators):

@@ -1,0 +1,108 @@
+"""The same integers under every instruction set, thread count and library path that one machine can be made to take."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from submission import entropy_coding, integer
+from submission.ladder import Ladder
+from tests.conftest import ROOT, noise_picture
+
+#: Each forces other kernels: plain, AVX2 and AVX-512 code of ATen, oneDNN without VNNI, other BLAS, other threads.
+ENVIRONMENTS = {
+    "plain ATen": {"ATEN_CPU_CAPABILITY": "default"},
+    "AVX2 ATen, one thread": {"ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"},
+    "SSE oneDNN": {"ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem"},
+    "AVX2 oneDNN without VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "2"},
+    "AVX-512 oneDNN without VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "OPENBLAS_CORETYPE": "SkylakeX"},
+}
+
+
+def digest(folder: Path, stream: bytes) -> str:
+    """Hash of every product and every clamped layer on the way, and of the decoded latents."""
+    record = hashlib.sha256()
+    codec = Ladder.load(folder).codec(1)
+    product, finish = integer.product, integer.Linear.finish
+
+    def watched(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+        out = product(a, w)
+        record.update(out.tobytes())
+        return out
+
+    def watched_finish(self: integer.Linear, sums: np.ndarray) -> np.ndarray:
+        out = finish(self, sums)
+        record.update(out.tobytes())
+        return out
+
+    integer.product = entropy_coding.product = watched
+    integer.Linear.finish = watched_finish  # type: ignore[method-assign]
+    try:
+        y_hat, z_hat = codec.entropy.decode(stream, (12, 16))
+    finally:
+        integer.product = entropy_coding.product = product
+        integer.Linear.finish = finish  # type: ignore[method-assign]
+    record.update(y_hat.tobytes() + z_hat.tobytes())
+    return record.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def stream(ladder_folder: Path) -> bytes:
+    entropy = Ladder.load(ladder_folder).codec(1).entropy
+    rng = np.random.default_rng(0)
+    y = np.rint(rng.laplace(scale=3, size=(12, 16, entropy.config.M))).astype(np.int32)
+    z = np.rint(rng.laplace(scale=3, size=(3, 4, entropy.config.N))).astype(np.int32)
+    return entropy.encode(y, z)[0]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_every_integer_is_the_same(name: str, ladder_folder: Path, stream: bytes, tmp_path: Path) -> None:
+    (tmp_path / "stream").write_bytes(stream)
+    command = [sys.executable, "-m", "tests.test_exactness", str(ladder_folder), str(tmp_path / "stream")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENTS[name]}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert result.stdout.strip() == digest(ladder_folder, stream)
+
+
+def test_extreme_products_are_exact() -> None:
+    """All weights and activations at their peaks, where 16-bit pairs come closest to saturation."""
+    for a_value in (-128, 127):
+        for w_value in (-integer.WEIGHT_PEAK, integer.WEIGHT_PEAK):
+            for n, k, m in ((1, 1, 1), (3, 7, 5), (28, 2304, 64)):
+                a, w = np.full((n, k), a_value, np.int8), np.full((k, m), w_value, np.int8)
+                assert (integer.product(a, w) == k * a_value * w_value).all()
+
+
+def test_numpy_gives_the_same_products() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(-128, 128, (28, 1152)).astype(np.int8)
+    w = rng.integers(-64, 65, (1152, 300)).astype(np.int8)
+    expected = integer.product(a, w)
+    assert np.array_equal(expected, a.astype(np.int64) @ w.astype(np.int64))
+    assert np.array_equal(expected, a.astype(np.float64) @ w.astype(np.float64))
+
+
+def test_batch_shape_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    a = rng.integers(-128, 128, (50, 384)).astype(np.int8)
+    w = rng.integers(-64, 65, (384, 192)).astype(np.int8)
+    whole = integer.product(a, w)
+    for size in (1, 3, 17):
+        assert np.array_equal(whole, np.concatenate([integer.product(a[k : k + size], w) for k in range(0, 50, size)]))
+
+
+def test_untouched_regions_stay_the_same(ladder_folder: Path) -> None:
+    """Streams do not depend on what was coded before with the same model."""
+    codec = Ladder.load(ladder_folder).codec(1)
+    image = noise_picture(70, 90)
+    first = codec.compress(image)
+    codec.compress(noise_picture(64, 200))
+    assert codec.compress(image) == first
+
+
+if __name__ == "__main__":
+    print(digest(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()))
