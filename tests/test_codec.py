@@ -207,19 +207,6 @@ def test_streams_of_another_model_are_recognised(ladder_folder: Path) -> None:
         ladder.codec(1).decompress(stream)
 
 
-def test_threads_do_not_change_symbols(codec: Codec) -> None:
-    y, z = codec.latents(noise_picture(128, 128))
-    before = torch.get_num_threads()
-    streams = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            streams.append(codec.entropy.encode(y, z)[0])
-    finally:
-        torch.set_num_threads(before)
-    assert streams[0] == streams[1]
-
-
 def test_pictures_that_are_not_rgb_are_refused(codec: Codec) -> None:
     for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
         with pytest.raises(ImageError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from submission import entropy_coding, integer
 from submission.ladder import Ladder
@@ -93,6 +94,19 @@ def test_batch_shape_does_not_matter() -> None:
     whole = integer.product(a, w)
     for size in (1, 3, 17):
         assert np.array_equal(whole, np.concatenate([integer.product(a[k : k + size], w) for k in range(0, 50, size)]))
+
+
+def test_threads_do_not_matter() -> None:
+    rng = np.random.default_rng(2)
+    a = rng.integers(-128, 128, (500, 384)).astype(np.int8)
+    w = rng.integers(-64, 65, (384, 192)).astype(np.int8)
+    before = torch.get_num_threads()
+    products = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        products.append(integer.product(a, w))
+    torch.set_num_threads(before)
+    assert all(np.array_equal(p, products[0]) for p in products)
 
 
 def test_untouched_regions_stay_the_same(ladder_folder: Path) -> None:

@@ -1,0 +1,241 @@
+"""Where the time of a decoder goes, stage by stage, and how much faster wavefronts are than single positions.
+
+Without --weights it takes a model of random weights, N = M = 192 by default, whose scales are spread so that about one
+latent in twenty is not zero. Latents are sampled from the model itself.
+"""
+
+import argparse
+import csv
+import multiprocessing
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from submission import entropy_coding, integer
+from submission.codec import Codec
+from submission.config import GRDNConfig, ModelConfig
+from submission.console import run
+from submission.entropy_coding import EntropyCoder, Positions
+from submission.integer import Int32
+from submission.ladder import Ladder
+from submission.mixture import Rows
+from submission.network import Network
+from submission.tiles import post_filter, synthesize
+from training.export import export_tensors
+
+SIZES = ("768x512", "2048x1365")
+
+
+class Clock:
+    """Seconds spent in some functions."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def wrap(self, name: str, function):  # type: ignore[no-untyped-def]
+        def timed(*arguments: object) -> object:
+            with self.of(name):
+                return function(*arguments)
+
+        return timed
+
+
+def random_codec(width: int) -> Codec:
+    """An untrained model of M = N = `width`, g_s tapered, with a post-filter of about 100 kMAC a pixel."""
+    torch.manual_seed(0)
+    taper = (width, 2 * width // 3, width // 3)
+    config = ModelConfig(
+        "benchmark", width, width, taper[::-1], taper, 10 * width // 3, grdn=GRDNConfig(48, 24, 2, 3, 3)
+    )
+    network = Network(config)
+    size = width // 2
+    with torch.no_grad():
+        network.g_a[-2].weight.mul_(3)
+        for estimator in network.entropy_model.estimators:
+            last = estimator.head[-1]
+            last.weight.mul_(0.3)
+            scales = torch.linspace(-5, -0.8, size)
+            for k in range(config.mixtures):
+                last.bias[(3 * k + 1) * size : (3 * k + 2) * size] = 0.0
+                last.bias[(3 * k + 2) * size : (3 * k + 3) * size] = scales
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (2, 24, 24, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    return Codec(config, export_tensors(network, crops), 0, 0)
+
+
+class Sampler:
+    """A coder that draws symbols from the probabilities it is given."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(1)
+
+    def code(self, rows: Rows, symbols: None) -> Int32:
+        cumulative = np.cumsum(rows + 1, axis=1)
+        drawn = self.rng.integers(0, 2**24, len(rows))
+        return (cumulative <= drawn[:, None]).sum(1).astype(np.int32)
+
+    def code_alike(self, row: Rows, count: int, symbols: None) -> Int32:
+        return self.code(np.repeat(row[None], count, 0), None)
+
+
+def sampled_stream(entropy: EntropyCoder, size: tuple[int, int]) -> bytes:
+    """Entropy-coded latents that the model itself considers likely."""
+    return entropy.encode(*entropy._code(Sampler(), size, None, None))[0]
+
+
+def raster(height: int, width: int) -> Iterator[tuple[Positions, Positions]]:
+    """Single positions, row by row: what wavefronts replace."""
+    for position in np.ndindex(height, width):
+        yield np.array(position[:1]), np.array(position[1:])
+
+
+def gemm_rate() -> float:
+    """GFLOP/s of a plain float32 matrix product."""
+    a = torch.rand(2048, 2048)
+    best = min(_timed(lambda: a @ a) for _ in range(5))
+    return 2 * 2048**3 / best / 1e9
+
+
+def _timed(function) -> float:  # type: ignore[no-untyped-def]
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def operations(module: nn.Module, x: torch.Tensor) -> float:
+    """Floating-point operations of the convolutions of `module` on x."""
+    total = 0.0
+
+    def count(conv: nn.Conv2d, _: object, out: torch.Tensor) -> None:
+        nonlocal total
+        taps = conv.kernel_size[0] * conv.kernel_size[1] * conv.in_channels // conv.groups
+        positions = out.numel() if isinstance(conv, nn.Conv2d) else out.numel() / 4
+        total += 2 * taps * positions
+
+    hooks = [m.register_forward_hook(count) for m in module.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    module(x)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+@torch.inference_mode()
+def measure(codec: Codec, width: int, height: int, reference: bool, threads: int) -> list[dict[str, object]]:
+    """Rows of the table for one picture size."""
+    size = (-(-height // 64) * 4, -(-width // 64) * 4)
+    entropy = codec.entropy
+    data = sampled_stream(entropy, size)
+    rows: list[dict[str, object]] = []
+
+    def row(stage: str, seconds: float, note: str = "") -> None:
+        rows.append({"picture": f"{width}x{height}", "stage": stage, "seconds": round(seconds, 4), "note": note})
+
+    torch.set_num_threads(threads)
+    y_hat, z_hat = entropy.decode(data, size)  # warm up
+    entropy_seconds = min(_timed(lambda: entropy.decode(data, size)) for _ in range(3))
+    encode_seconds = min(_timed(lambda: entropy.encode(y_hat, z_hat)) for _ in range(3))
+
+    clock = Clock()
+    names = ("product", "code_symbols")
+    before = {name: getattr(entropy_coding, name) for name in names}
+    finish, coder = integer.Linear.finish, entropy_coding.Decoder.code
+    for name in names:
+        setattr(entropy_coding, name, clock.wrap(name, before[name]))
+    integer.product = clock.wrap("product", before["product"])
+    integer.Linear.finish = clock.wrap("finish", finish)  # type: ignore[method-assign]
+    entropy_coding.Decoder.code = clock.wrap("coder", coder)  # type: ignore[method-assign]
+    with clock.of("h_s"):
+        entropy.hyper_features(z_hat)
+    clock.seconds = {"h_s": clock.seconds["h_s"]}
+    entropy.decode(data, size)
+    entropy_coding.product = integer.product = before["product"]
+    entropy_coding.code_symbols = before["code_symbols"]
+    integer.Linear.finish, entropy_coding.Decoder.code = finish, coder  # type: ignore[method-assign]
+
+    row("  of which integer products", clock.seconds["product"])
+    row("  of which shift and clamp", clock.seconds["finish"])
+    row("  of which mixtures", clock.seconds["code_symbols"] - clock.seconds["coder"])
+    row("  of which range coder", clock.seconds["coder"])
+    row("  of which h_s (in the two first)", clock.seconds["h_s"])
+    bpp = 8 * len(data) / (width * height)
+    row("entropy decoding", entropy_seconds, f"{bpp:.3f} bpp, {np.mean(y_hat != 0):.1%} not zero")
+    row("entropy encoding", encode_seconds)
+    if reference:
+        wavefronts = entropy_coding.wavefronts
+        entropy_coding.wavefronts = raster
+        single = entropy.encode(y_hat, z_hat)[0]
+        seconds = _timed(lambda: entropy.decode(single, size))
+        entropy_coding.wavefronts = wavefronts
+        row("the same by single positions", seconds, f"{seconds / entropy_seconds:.1f} times slower")
+
+    gemm = gemm_rate()
+    y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+    small = y[:, :, :8, :8]
+    area = y.shape[2] * y.shape[3] / 64
+    x_hat = synthesize(codec.transforms.g_s, y)
+    seconds = min(_timed(lambda: synthesize(codec.transforms.g_s, y)) for _ in range(2))
+    rate = operations(codec.transforms.g_s, small) * area / seconds / 1e9
+    row("g_s", seconds, f"{rate:.0f} GFLOP/s of {gemm:.0f} that a plain product reaches")
+    total = entropy_seconds + seconds
+    if codec.config.grdn is not None:
+        filter_ = codec.transforms.post_filter
+        seconds = min(_timed(lambda: post_filter(filter_, x_hat)) for _ in range(2))
+        rate = operations(filter_, x_hat[:, :, :128, :128]) * area / seconds / 1e9
+        row("post-filter", seconds, f"{rate:.0f} GFLOP/s")
+        total += seconds
+    row("whole decoder", total)
+    row("peak memory", 0.0, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    return rows
+
+
+def _worker(arguments: tuple[str, str | None, int, int, bool, int]) -> list[dict[str, object]]:
+    size, weights, quality, width, reference, threads = arguments
+    codec = Ladder.load(Path(weights)).codec(quality) if weights else random_codec(width)
+    columns, rows = map(int, size.split("x"))
+    return measure(codec, columns, rows, reference, threads)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode",
+        description=__doc__,
+        epilog="example: python -m benchmarks.decode -o decode.csv",
+    )
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="default: %(default)s")
+    parser.add_argument("--weights", help="a ladder, instead of random weights")
+    parser.add_argument("--quality", type=int, default=2, help="model of that ladder (default: %(default)s)")
+    parser.add_argument("--channels", type=int, default=192, help="N = M of the random model (default: %(default)s)")
+    parser.add_argument("--reference", action="store_true", help="also decode position by position (slow)")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file for the table")
+    options = parser.parse_args()
+    table: list[dict[str, object]] = []
+    for size in options.sizes:  # a process each, so that memory is that of one picture
+        task = (size, options.weights, options.quality, options.channels, options.reference, options.threads)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows = pool.apply(_worker, (task,))
+        for r in rows:
+            print(f"{r['picture']:10}  {r['stage']:34}  {r['seconds'] or '':>9}  {r['note']}", flush=True)
+        table += rows
+    if options.output:
+        with options.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,192 @@
+"""eval.score: what it computes, and that every fault is named."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from eval import score
+from eval.metrics import ms_ssim, squared_error
+from submission.errors import UserError
+from tests.conftest import noise_picture, run_module
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Three originals, coarser copies of them as decoded PNGs, and their streams of 100, 200 and 300 bytes."""
+    originals, decoded, streams = (tmp_path / name for name in ("originals", "decoded", "streams"))
+    for folder in (originals, decoded, streams):
+        folder.mkdir()
+    for i, (name, height, width) in enumerate([("a.png", 170, 180), ("b.webp", 33, 47), ("c.bmp", 161, 90)]):
+        picture = noise_picture(height, width)
+        Image.fromarray(picture).save(originals / name, lossless=True)
+        stem = Path(name).stem
+        Image.fromarray(picture & 0xF0).save(decoded / f"{stem}.png")
+        (streams / f"{stem}.clic").write_bytes(bytes(100 * (i + 1)))
+    return originals, decoded, streams
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["score", *map(str, arguments)])
+    return score.main()
+
+
+def test_scores_are_the_metrics_of_the_files(folders: tuple[Path, Path, Path]) -> None:
+    originals, decoded, streams = folders
+    found = score.score_pictures(originals, decoded, score.find_streams(streams))
+    assert [s.image for s in found] == ["a", "b", "c"]
+    assert [s.bytes for s in found] == [100, 200, 300]
+    for s in found:
+        picture = noise_picture(s.height, s.width)
+        assert s.msssim == ms_ssim(picture, picture & 0xF0)
+        assert s.sse == squared_error(picture, picture & 0xF0)
+    total = score.pool(found)
+    assert total.msssim == pytest.approx(sum(s.msssim * s.pixels for s in found) / sum(s.pixels for s in found))
+
+
+def test_json_csv_and_table(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    originals, decoded, streams = folders
+    files = ["--json", tmp_path / "new/score.json", "--csv", tmp_path / "score.csv"]
+    done = run_module("eval.score", originals, decoded, "--streams", streams, "--bpp", "1", *files)
+    assert done.returncode == 0, done.stderr
+    pixels = 170 * 180 + 33 * 47 + 161 * 90
+    written = json.loads((tmp_path / "new/score.json").read_text())
+    assert (written["bytes"], written["pixels"], written["images"]) == (600, pixels, 3)
+    assert written["bpp"] == pytest.approx(8 * 600 / pixels)
+    assert written["cap"] == math.ceil(pixels / 8)
+    lines = pd.read_csv(tmp_path / "score.csv")
+    assert list(lines["image"]) == ["a", "b", "c"]
+    assert written["msssim"] == pytest.approx(np.average(lines["msssim"], weights=lines["width"] * lines["height"]))
+    assert f"{written['msssim']:.5f}" in done.stdout
+    assert "600 of" in done.stdout
+
+
+def test_over_the_cap_still_scores_and_leaves_with_one(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    originals, decoded, streams = folders
+    pixels = 170 * 180 + 33 * 47 + 161 * 90
+    exact = f"{8 * 600 / pixels:.9f}"
+    assert main(monkeypatch, originals, decoded, "--streams", streams, "--bpp", exact) == 0
+    assert main(monkeypatch, originals, decoded, "--streams", streams, "--bpp", "0.05") == 1
+    printed = capsys.readouterr().out
+    assert "over the cap" in printed
+    assert printed.count("MS-SSIM") == 2
+
+
+def test_without_streams_there_is_no_rate(folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch) -> None:
+    originals, decoded, _ = folders
+    assert main(monkeypatch, originals, decoded, "--json", tmp_path / "score.json") == 0
+    written = json.loads((tmp_path / "score.json").read_text())
+    assert written["bytes"] is None
+    assert written["bpp"] is None
+    with pytest.raises(UserError, match="--streams"):
+        main(monkeypatch, originals, decoded, "--bpp", "0.15")
+
+
+def test_identical_pictures_give_valid_json(folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch) -> None:
+    originals, decoded, _ = folders
+    for path in originals.iterdir():
+        Image.open(path).save(decoded / f"{path.stem}.png")
+    assert main(monkeypatch, originals, decoded, "--json", tmp_path / "score.json") == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads((tmp_path / "score.json").read_text(), parse_constant=refuse)["msssim"] == pytest.approx(1)
+
+
+def test_undefined_scores_are_named_and_count_as_zero(
+    folders: tuple[Path, Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    originals, decoded, _ = folders
+    Image.fromarray(255 - noise_picture(170, 180)).save(decoded / "a.png")
+    assert main(monkeypatch, originals, decoded, "--json", tmp_path / "score.json") == 0
+    assert "not defined for a: it counts as 0" in capsys.readouterr().out
+    found = score.score_pictures(originals, decoded)
+    assert math.isnan(found[0].msssim)
+    expected = sum(s.msssim * s.pixels for s in found[1:]) / sum(s.pixels for s in found)
+    assert json.loads((tmp_path / "score.json").read_text())["msssim"] == pytest.approx(expected)
+
+
+def grey(path: Path) -> None:
+    Image.open(path).convert("L").save(path)
+
+
+def alpha(path: Path) -> None:
+    Image.open(path).convert("RGBA").save(path)
+
+
+def deep(path: Path) -> None:
+    """The picture claims 16 bits a sample, in the byte of a PNG that says so."""
+    data = bytearray(path.read_bytes())
+    data[24] = 16
+    path.write_bytes(data)
+
+
+FAULTS = {
+    "missing": lambda path: path.unlink(),
+    "extra": lambda path: shutil.copy(path, path.with_name("b2.png")),
+    "same name": lambda path: (path.parent / "sub").mkdir() or shutil.copy(path, path.parent / "sub" / path.name),
+    "46x33": lambda path: Image.fromarray(noise_picture(33, 46)).save(path),
+    "not 8-bit RGB": grey,
+    "mode RGBA": alpha,
+    "b.png": deep,
+    "unreadable": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "no image": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("named", FAULTS)
+def test_each_fault_is_named(folders: tuple[Path, Path, Path], named: str) -> None:
+    originals, decoded, _ = folders
+    FAULTS[named](decoded / "b.png")
+    with pytest.raises(UserError) as caught:
+        score.score_pictures(originals, decoded)
+    message = str(caught.value).replace("cannot identify image file", "no image")
+    assert named in message
+    assert f"{decoded}/" in message or "b.png: missing" in message
+
+
+def test_all_faults_are_named_at_once(folders: tuple[Path, Path, Path]) -> None:
+    originals, decoded, _ = folders
+    grey(decoded / "a.png")
+    Image.fromarray(noise_picture(5, 5)).save(decoded / "c.png")
+    with pytest.raises(UserError, match=r"a\.png: not 8-bit RGB.*c\.png: 5x5"):
+        score.score_pictures(originals, decoded)
+
+
+@pytest.mark.parametrize("broken", ["missing.png", "nowhere", "bpp", "streams", "no originals"])
+def test_command_leaves_with_two_and_one_line(folders: tuple[Path, Path, Path], broken: str) -> None:
+    originals, decoded, streams = folders
+    arguments: list[object] = [originals, decoded, "--streams", streams, "--bpp", "0.15"]
+    if broken == "missing.png":
+        (decoded / "c.png").unlink()
+    elif broken == "nowhere":
+        arguments[1] = decoded / "nowhere"
+    elif broken == "bpp":
+        arguments[-1] = "-1"
+    elif broken == "streams":
+        arguments[3] = decoded
+    else:
+        arguments[0] = streams
+    done = run_module("eval.score", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+
+
+def test_cap_is_exact() -> None:
+    assert score.byte_cap(score.parse_bpp("0.075"), 91_451_931) == 857_362  # the published caps of CLIC 2021
+    assert score.byte_cap(score.parse_bpp("0.15"), 91_451_931) == 1_714_724
+    assert score.byte_cap(score.parse_bpp("0.30"), 91_451_931) == 3_429_448
+    assert score.byte_cap(score.parse_bpp("1.1"), 400) == 55  # 1.1 * 400 / 8 is more than 55 in floating point
