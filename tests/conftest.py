@@ -40,14 +40,18 @@ def noise_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(128 + 12 * total, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="session")
-def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ladder of three tiny untrained models."""
-    folder = tmp_path_factory.mktemp("ladder") / "weights"
+def make_ladder(folder: Path) -> Path:
+    """Write a ladder of three tiny untrained models."""
     crops = np.stack([noise_picture(192, 192, seed) for seed in range(2)])
     models = [(untrained(seed), float(2**seed), {"stage": "untrained", "steps": 0}, crops) for seed in range(3)]
     export_ladder(models, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of three tiny untrained models."""
+    return make_ladder(tmp_path_factory.mktemp("ladder") / "weights")
 
 
 @pytest.fixture(scope="session")
