@@ -69,61 +69,73 @@ class Tables:
 
 
 def weights_row(cumulative: Int32) -> Rows:
-    """[n, s + 1] cumulative sums from 0 to ONE -> [n, s] weights as the coder takes them.
+    """[s + 1, n] cumulative sums from 0 to ONE -> [n, s] weights as the coder takes them.
 
     The coder adds one to each weight, so that none is impossible; a row must sum to 2^24 - s. Taking off x / 2^k
     leaves a little more than that, and the last weight gives up, or gets, the difference.
     """
-    size = cumulative.shape[1] - 1
+    size = len(cumulative) - 1
     c = cumulative >> (WEIGHT_BITS + CDF_BITS - CODER_BITS)
     c -= c >> (CODER_BITS - (size - 1).bit_length())
-    c[:, -1] = (1 << CODER_BITS) - size
-    rows: Rows = np.diff(c, axis=1).astype(np.float64)
-    return rows
+    c[-1] = (1 << CODER_BITS) - size
+    return np.ascontiguousarray((c[1:] - c[:-1]).T, dtype=np.float64)
 
 
 #: Coding a value outside a window: all 255 alike, to the nearest integer weight.
-UNIFORM = weights_row((np.arange(2 * PEAK + 2) * ONE // (2 * PEAK + 1)).astype(np.int32)[None])[0]
+UNIFORM = weights_row((np.arange(2 * PEAK + 2) * ONE // (2 * PEAK + 1)).astype(np.int32)[:, None])[0]
 
 
 def _cumulative(tables: Tables, parts: Int32, lowest: Int32, count: int) -> Int32:
-    """Mixtures `parts` [K, 3, n] -> [n, count + 2]: 0, ONE * P(symbol < v) for `count` values v from `lowest`, ONE."""
+    """Mixtures `parts` [K, 3, n] -> [count + 2, n]: 0, ONE * P(symbol < v) for `count` values v from `lowest`, ONE."""
     logits, means, scales = parts[:, 0], parts[:, 1], parts[:, 2]
-    exp = np.take(tables.exp, logits.max(0) - logits, mode="clip")
+    exp = tables.exp.take(logits.max(0) - logits, mode="clip")
     weights = (exp << WEIGHT_BITS) // exp.sum(0, dtype=np.int32)
     weights[0] += (1 << WEIGHT_BITS) - weights.sum(0, dtype=np.int32)
-    inverse = np.take(tables.inverse_scale, scales + SCALE_RANGE, mode="clip")
-    first = (lowest * MEAN_UNIT - MEAN_UNIT // 2 - means) * inverse
-    steps = np.arange(count, dtype=np.int32)
-    at: Int32 = first[:, :, None] + (inverse * MEAN_UNIT)[:, :, None] * steps
-    at >>= INVERSE_BITS
-    at += GRID_PEAK
-    cdf = np.take(tables.cdf, at, mode="clip")
-    cdf *= weights[:, :, None]
-    out = np.empty((len(lowest), count + 2), np.int32)
-    out[:, 0], out[:, -1] = 0, ONE
-    np.sum(cdf, axis=0, out=out[:, 1:-1])
+    inverse = tables.inverse_scale.take(scales + SCALE_RANGE, mode="clip")
+    first = (lowest * MEAN_UNIT - MEAN_UNIT // 2 - means) * inverse + (GRID_PEAK << INVERSE_BITS)
+    inverse *= MEAN_UNIT
+    steps = np.arange(count, dtype=np.int32)[:, None]
+    out = np.zeros((count + 2, len(lowest)), np.int32)
+    out[-1] = ONE
+    for k in range(len(parts)):  # one Gaussian at a time stays in the cache
+        at = inverse[k] * steps
+        at += first[k]
+        at >>= INVERSE_BITS
+        cdf = tables.cdf.take(at, mode="clip")
+        cdf *= weights[k]
+        out[1:-1] += cdf
     return out
 
 
+def _centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
+    """Mixtures [K, 3, n] -> the rounded mean of the likeliest Gaussian, and how far from it the mixture reaches, in
+    1/64 of a symbol."""
+    best, mean = parts[0, 0].copy(), parts[0, 1].copy()
+    for logits, means, _ in parts[1:]:
+        better = logits > best
+        np.copyto(best, logits, where=better)
+        np.copyto(mean, means, where=better)
+    centre = (mean + MEAN_UNIT // 2) // MEAN_UNIT
+    middle = centre * MEAN_UNIT
+    best -= NEGLIGIBLE
+    furthest = np.zeros_like(best)
+    for logits, means, scales in parts:
+        reach = np.abs(means - middle)
+        reach += tables.reach.take(scales + SCALE_RANGE, mode="clip")
+        reach *= logits >= best
+        np.maximum(furthest, reach, out=furthest)
+    return centre, furthest
+
+
 def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | None) -> Int32:
-    """Code n symbols in -127..127 with their mixtures `parts` [K, (logit, mean, log scale), n].
+    """Code n symbols in -127..127 with their mixtures `parts` [K, (logit, mean, log scale), n], whose means it clamps.
 
     Returns them as the decoder sees them, which differs from `symbols` (None when decoding) only where a value was all
     but certain and another was given.
     """
-    logits = parts[:, 0]
-    means = np.clip(parts[:, 1], -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT, out=parts[:, 1])
-    best, mean = logits[0].copy(), means[0].copy()
-    for k in range(1, len(parts)):
-        better = logits[k] > best
-        np.copyto(best, logits[k], where=better)
-        np.copyto(mean, means[k], where=better)
-    centre: Int32 = (mean + MEAN_UNIT // 2) // MEAN_UNIT
-    reach = np.abs(means - centre * MEAN_UNIT) + np.take(tables.reach, parts[:, 2] + SCALE_RANGE, mode="clip")
-    reach[best - logits > NEGLIGIBLE] = 0
-    furthest = reach.max(0)
-
+    means = parts[:, 1]
+    np.clip(means, -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT, out=means)
+    centre, furthest = _centre_and_reach(tables, parts)
     out = centre
     floor = MEAN_UNIT // 2
     for window in WINDOWS:
@@ -137,8 +149,9 @@ def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | No
     if len(which):
         given = symbols[which] + PEAK if symbols is not None else None
         lowest = np.full(len(which), -PEAK, np.int32)
-        rows = weights_row(np.delete(_cumulative(tables, parts[:, :, which], lowest, 2 * PEAK + 1), 1, axis=1))
-        out[which] = coder.code(rows, given) - PEAK
+        # without a boundary below -127, whose symbol gets all that lies below it
+        cumulative = np.delete(_cumulative(tables, parts[:, :, which], lowest, 2 * PEAK + 1), 1, axis=0)
+        out[which] = coder.code(weights_row(cumulative), given) - PEAK
     return out
 
 

@@ -158,7 +158,7 @@ def test_integer_model_follows_the_float_model(codec: Codec) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, ONE), min_size=1, max_size=20))
 def test_rows_always_suit_the_coder(cuts: list[int]) -> None:
-    row = weights_row(np.array([[0, *sorted(cuts), ONE]], dtype=np.int32))
+    row = weights_row(np.array([0, *sorted(cuts), ONE], dtype=np.int32)[:, None])
     assert (row >= 0).all() and row.sum() == 2**24 - row.shape[1]
 
 

@@ -220,4 +220,4 @@ def prior_rows(model: EntropyModel, largest: float) -> NDArray[np.int32]:
     values = edges.expand(model.config.N, 1, -1).to(next(model.parameters()))
     cumulative = np.rint(torch.sigmoid(model.prior.logits(values).double()).cpu().numpy()[:, 0] * ONE)
     closed = np.pad(cumulative, ((0, 0), (1, 1)), constant_values=((0, 0), (0, ONE)))
-    return weights_row(np.maximum.accumulate(closed, axis=1).astype(np.int32)).astype(np.int32)
+    return weights_row(np.maximum.accumulate(closed, axis=1).astype(np.int32).T).astype(np.int32)
