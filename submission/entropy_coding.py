@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from submission.coder import Decoder, Encoder
 from submission.config import ModelConfig
 from submission.errors import WeightsError
-from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, conv3x3, pixel_shuffle, product
+from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, clamp, conv3x3, pixel_shuffle, product
 from submission.mixture import CODER_BITS, PEAK, Coder, Tables, code_symbols
 
 Positions = NDArray[np.intp]
@@ -66,17 +66,17 @@ class Estimator:
     branch: tuple[Linear, ...]
 
     def __call__(self, context_sums: Int32, hyper_sums: Int32, known: Int8) -> Int32:
-        """Sums [n, 2M] of the context, [n, width] of the hyper features, and the group before at the same positions
-        (or no channels) -> parameters [n, outputs]."""
+        """Sums [n, 2M] of the context (overwritten), [n, width] of the hyper features, and the group before at the same
+        positions (or no channels) -> parameters [n, outputs]."""
         if known.shape[1]:
-            context_sums = context_sums + product(known, self.centre)
+            context_sums += product(known, self.centre)
         a = self.context.finish(context_sums).astype(np.int8)
         a = self.first.finish(product(a, self.first.weight) + hyper_sums).astype(np.int8)
         p = self.third(self.second(a).astype(np.int8))
         if self.branch_shift is not None:
-            a = np.clip(p >> self.branch_shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
+            a = clamp(p >> self.branch_shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
             first, second, third = self.branch
-            p = p + third(second(first(a).astype(np.int8)).astype(np.int8))
+            p += third(second(first(a).astype(np.int8)).astype(np.int8))
         return p
 
 

@@ -34,6 +34,12 @@ def product(a: Int8, w: Int8) -> Int32:
     return result
 
 
+def clamp(a: Int32, lowest: int, highest: int) -> Int32:
+    """np.clip in place, without the checks that take longer than the work on a small array."""
+    np.maximum(a, lowest, out=a)
+    return np.minimum(a, highest, out=a)
+
+
 @dataclass(frozen=True)
 class Linear:
     """One integer layer. `weight` [inputs, outputs], the rest [outputs]; `bias` holds the offsets of ReLU activations
@@ -77,12 +83,12 @@ class Linear:
         )
 
     def finish(self, sums: Int32) -> Int32:
-        """Bare sums [n, outputs] -> outputs, still in 32 bits."""
-        out = sums + self.bias
+        """Bare sums [n, outputs], which are overwritten -> outputs, still in 32 bits."""
+        sums += self.bias
         if self.left is not None:
-            out <<= self.left
-        out >>= self.right
-        return np.clip(out, self.lowest, self.highest, out=out)
+            sums <<= self.left
+        sums >>= self.right
+        return clamp(sums, self.lowest, self.highest)
 
     def __call__(self, a: Int8) -> Int32:
         return self.finish(product(a, self.weight))

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from submission.integer import Int32
+from submission.integer import Int32, clamp
 
 #: Latents lie in -127..127.
 PEAK = 127
@@ -133,8 +133,7 @@ def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | No
     Returns them as the decoder sees them, which differs from `symbols` (None when decoding) only where a value was all
     but certain and another was given.
     """
-    means = parts[:, 1]
-    np.clip(means, -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT, out=means)
+    clamp(parts[:, 1], -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT)
     centre, furthest = _centre_and_reach(tables, parts)
     out = centre
     floor = MEAN_UNIT // 2

@@ -150,7 +150,7 @@ def cost_of_exactness(network: Network, tensors: Tensors, crops: Crops) -> tuple
     y_hat, z_hat = latents(network, crops)
     pixels = crops.shape[0] * crops.shape[1] * crops.shape[2]
     with torch.no_grad():
-        estimate = float(rate(network.entropy_model(y_hat, z_hat, 1e-6), pixels))
+        estimate = sum(float(rate(part, pixels)) for part in network.entropy_model(y_hat, z_hat, 1e-6))
     codec = Codec(network.config, tensors, 0, 0)
     real = 0
     for y, z in zip(y_hat, z_hat, strict=True):

@@ -38,7 +38,7 @@ def train_ladder(recipe: Recipe, pictures: Pictures, root: Path, device: Device)
             stage = recipe.stage(name)
             if init is not None:
                 steps = recipe.neighbour[STAGES.index(name)]
-                stage = dataclasses.replace(stage, steps=steps, lr=min(stage.lr, 3e-4), warmup=0)
+                stage = dataclasses.replace(stage, steps=steps, lr=min(stage.lr, 3e-4), warmup=0, hyper_ramp=0)
             run_stage(recipe, stage, lmbda, pictures, folder, init, device)
 
 

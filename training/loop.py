@@ -64,8 +64,9 @@ def trainable(network: Network, stage: Stage) -> list[nn.Module]:
 
 def forward(
     network: Network, stage: Stage, batch: Padded, device: Device, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """(picture [B, 3, H, W] in float32, rate in bits per true pixel). Without a generator, rounding is real."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without a generator, rounding is
+    real."""
     with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.name in ("main", "joint")):
         y = network.g_a(batch.x)
         z = network.h_a(y)
@@ -75,13 +76,14 @@ def forward(
     else:
         y_hat, z_hat = additive_uniform_noise(y, generator), additive_uniform_noise(z, generator)
     with torch.set_grad_enabled(torch.is_grad_enabled() and stage.name != "post_filter"):
-        bpp = rate(network.entropy_model(y_hat, z_hat, stage.scale_bound), batch.pixels)
+        likelihoods = network.entropy_model(y_hat, z_hat, stage.scale_bound)
+        y_bpp, z_bpp = (rate(part, batch.pixels) for part in likelihoods)
         with device.autocast():
             x_hat = network.g_s(y_hat)
     if stage.name != "main":
         with device.autocast():
             x_hat = network.post_filter(x_hat)
-    return x_hat.float(), bpp
+    return x_hat.float(), y_bpp, z_bpp
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -99,8 +101,8 @@ def validate(network: Network, stage: Stage, pictures: Pictures, device: Device)
     rates, losses = [], []
     hard = dataclasses.replace(stage, scale_bound=1e-6)
     for part in x.split(4):
-        x_hat, bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
-        rates.append(float(bpp) * len(part))
+        x_hat, y_bpp, z_bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
+        rates.append(float(y_bpp + z_bpp) * len(part))
         losses.append(float(distortion(part, x_hat.clamp(0, 1))) * len(part))
     network.train()
     return {"val_bpp": sum(rates) / len(x), "val_msssim": 1 - sum(losses) / len(x)}
@@ -148,10 +150,11 @@ def train(
             batch = simulate_padding(x.to(device.name), stage.padding, stage.seed, step)
             soft = stage.name in ("main", "joint")
             generator = torch.Generator(device.name).manual_seed(stage.seed * 1_000_003 + step) if soft else None
-            x_hat, bpp = forward(network, stage, batch, device, generator)
+            x_hat, y_bpp, z_bpp = forward(network, stage, batch, device, generator)
             true, made = batch.valid(batch.x), batch.valid(x_hat)
             d = MSE_WEIGHT * torch.mean((true - made) ** 2) if step < stage.warmup else distortion(true, made)
-            loss = lmbda * d if stage.name == "post_filter" else bpp + lmbda * d
+            counted = y_bpp + z_bpp * min(1.0, step / stage.hyper_ramp if stage.hyper_ramp else 1.0)
+            loss = lmbda * d if stage.name == "post_filter" else counted + lmbda * d
 
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -162,10 +165,10 @@ def train(
                 skipped += 1
             step += 1
 
-            bar.advance(note=f"{float(bpp.detach()):.3f} bpp, D {float(d.detach()):.4f}")
+            bar.advance(note=f"{float((y_bpp + z_bpp).detach()):.3f} bpp, D {float(d.detach()):.4f}")
             if step % LOG_EVERY == 0 or step == stage.steps:
                 held_out = validate(network, stage, pictures, device) if step % 1000 == 0 or step == stage.steps else {}
-                values = [float(v.detach()) for v in (loss, bpp, d, norm)]
+                values = [float(v.detach()) for v in (loss, y_bpp + z_bpp, z_bpp, d, norm)]
                 log.write(step, values, skipped, held_out)
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS and step < stage.steps:
                 save(done=False)
@@ -180,7 +183,7 @@ def train(
 class Log:
     """A CSV of what training did; on resuming, lines past the checkpoint are dropped."""
 
-    FIELDS = ("step", "loss", "bpp", "distortion", "gradient", "skipped", "seconds", "val_bpp", "val_msssim")
+    FIELDS = ("step", "loss", "bpp", "z_bpp", "distortion", "gradient", "skipped", "seconds", "val_bpp", "val_msssim")
 
     def __init__(self, path: Path, step: int) -> None:
         self.path, self.start = path, time.monotonic()
@@ -189,7 +192,7 @@ class Log:
         path.write_text("\n".join([",".join(self.FIELDS), *kept]) + "\n")
 
     def write(self, step: int, values: list[float], skipped: int, held_out: dict[str, float]) -> None:
-        """`values`: loss, bits per pixel, distortion, gradient norm before clipping."""
+        """`values`: loss, bits per pixel, those of z alone, distortion, gradient norm before clipping."""
         seconds = time.monotonic() - self.start
         numbers = [f"{v:.6g}" for v in values]
         extra = [f"{held_out[k]:.6g}" if k in held_out else "" for k in ("val_bpp", "val_msssim")]

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def rate(likelihoods: tuple[Tensor, ...], pixels: int) -> Tensor:
-    """Bits per true pixel."""
-    bits = torch.stack([-torch.log2(part).sum() for part in likelihoods]).sum()
-    return bits / pixels
+def rate(likelihood: Tensor, pixels: int) -> Tensor:
+    """Bits per true pixel of symbols with these likelihoods."""
+    return -torch.log2(likelihood).sum() / pixels
 
 
 def distortion(x: Tensor, x_hat: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Stage:
     batch: int
     #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
     warmup: int = 0
+    #: Steps over which the rate of z comes to count: at once, short runs learn to do without z.
+    hyper_ramp: int = 0
     #: Algorithm 1 of the 2020 paper: largest simulated padding in pixels; 0 switches it off.
     padding: int = 0
     #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
@@ -72,12 +74,12 @@ def _short_stages(
     main: int, post_filter: int, joint: int, hard: int, crop: int, batch: int
 ) -> tuple[Stage, Stage, Stage, Stage]:
     """The same four stages for hours instead of weeks: higher rates that fall to zero."""
-    first = Stage("main", main, 6e-4, "cosine", crop, batch, warmup=main // 16)
+    later = Stage("post_filter", post_filter, 6e-4, "cosine", crop, batch)
     return (
-        first,
-        dataclasses.replace(first, name="post_filter", steps=post_filter, warmup=0),
-        dataclasses.replace(first, name="joint", steps=joint, lr=2e-4, warmup=0, padding=20),
-        dataclasses.replace(first, name="hard", steps=hard, lr=2e-4, warmup=0, padding=20, scale_bound=1e-6),
+        dataclasses.replace(later, name="main", steps=main, warmup=main // 16, hyper_ramp=main // 4),
+        later,
+        dataclasses.replace(later, name="joint", steps=joint, lr=2e-4, padding=20),
+        dataclasses.replace(later, name="hard", steps=hard, lr=2e-4, padding=20, scale_bound=1e-6),
     )
 
 

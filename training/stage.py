@@ -48,7 +48,8 @@ def main(name: StageName, description: str) -> int:
     recipe = RECIPES[options.preset]
     stage = recipe.stage(name)
     if options.steps:
-        stage = dataclasses.replace(stage, steps=options.steps, warmup=min(stage.warmup, options.steps // 16))
+        warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
+        stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and options.overwrite:
         checkpoint.unlink()
