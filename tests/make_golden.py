@@ -1,0 +1,62 @@
+"""Write tests/golden anew: after a deliberate change of the format, or for a new ladder. Not a test.
+
+`tiny.safetensors` is a model that never changes with the ladder: its streams show any change of the format.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from submission.codec import Codec
+from submission.config import PRESETS, ModelConfig
+from submission.ladder import DEFAULT_WEIGHTS, Ladder, read_safetensors
+from tests.conftest import make_ladder
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def fixed_latents(config: ModelConfig, rows: int, columns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """y [4 rows, 4 columns, M] and z [rows, columns, N] from a multiplicative generator, the same on every machine."""
+    count = rows * columns * (16 * config.M + config.N)
+    state, values = 12345, np.empty(count, np.int32)
+    for k in range(count):
+        state = state * 16807 % 2147483647
+        # mostly zero, sometimes a few steps, rarely far out
+        kind, size = state % 100, state // 100
+        values[k] = 0 if kind < 80 else size % 7 - 3 if kind < 99 else size % 255 - 127
+    split = rows * columns * 16 * config.M
+    return values[:split].reshape(4 * rows, 4 * columns, -1), values[split:].reshape(rows, columns, -1)
+
+
+def tiny_codec() -> Codec:
+    path = GOLDEN / "tiny.safetensors"
+    return Codec(PRESETS["tiny"], read_safetensors(path, path.read_bytes()), 0, 0)
+
+
+def payloads() -> dict[str, bytes]:
+    """Entropy-coded fixed latents: by the golden model, and by each model of the shipped ladder."""
+    codec = tiny_codec()
+    made = {"tiny": codec.entropy.encode(*fixed_latents(codec.config, 2, 3))[0]}
+    ladder = Ladder.load(DEFAULT_WEIGHTS)
+    for quality in ladder.qualities:
+        entropy = ladder.codec(quality).entropy
+        made[f"shipped_{quality}"] = entropy.encode(*fixed_latents(entropy.config, 1, 1))[0]
+    return made
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    if not (GOLDEN / "tiny.safetensors").exists():
+        ladder = make_ladder(GOLDEN / "weights")
+        shutil.copy(ladder / "model_0.safetensors", GOLDEN / "tiny.safetensors")
+        shutil.rmtree(ladder)
+    for old in GOLDEN.glob("*.bin"):
+        old.unlink()
+    for name, payload in payloads().items():
+        (GOLDEN / f"{name}.bin").write_bytes(payload)
+
+
+if __name__ == "__main__":
+    main()

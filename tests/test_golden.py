@@ -1,0 +1,40 @@
+"""Golden bitstreams: the same latents give the same bytes, byte for byte, and these bytes give the latents back.
+
+When this fails the format has changed: raise `bitstream.VERSION`, say so in CHANGELOG, then run
+`python -m tests.make_golden`. For a new ladder only the `shipped_*` files change.
+"""
+
+import numpy as np
+import pytest
+
+from submission import bitstream
+from submission.ladder import Ladder
+from tests.make_golden import GOLDEN, fixed_latents, payloads, tiny_codec
+
+
+def test_encoder_output_byte_by_byte() -> None:
+    made = payloads()
+    assert sorted(made) == sorted(path.stem for path in GOLDEN.glob("*.bin"))
+    for name, payload in made.items():
+        assert payload == (GOLDEN / f"{name}.bin").read_bytes(), name
+
+
+def test_golden_bytes_decode() -> None:
+    entropy = tiny_codec().entropy
+    y, z = fixed_latents(entropy.config, 2, 3)
+    y_hat, z_hat = entropy.decode((GOLDEN / "tiny.bin").read_bytes(), (8, 12))
+    assert np.mean(y_hat != y) < 0.01
+    assert np.array_equal(z_hat, np.clip(z, -entropy.z_peak, entropy.z_peak))
+
+
+def test_header_bytes() -> None:
+    header = bitstream.Header(quality=3, height=768, width=512, model=0xAB, latents_check=0x1234)
+    assert bitstream.write(header, b"payload").hex() == "2303000200ab1234" + "df8e" + b"payload".hex()
+
+
+@pytest.mark.parametrize("quality", Ladder.load().qualities)
+def test_shipped_streams_decode(quality: int) -> None:
+    entropy = Ladder.load().codec(quality).entropy
+    y, _ = fixed_latents(entropy.config, 1, 1)
+    y_hat, _ = entropy.decode((GOLDEN / f"shipped_{quality}.bin").read_bytes(), (4, 4))
+    assert np.mean(y_hat != y) < 0.01
