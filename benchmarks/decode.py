@@ -211,6 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.decode",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.decode -o decode.csv",
     )
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="default: %(default)s")

@@ -66,6 +66,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.fuzz --cases 100000",
     )
     parser.add_argument("--cases", type=int, default=2000, help="default: %(default)s")

@@ -15,6 +15,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m submission.decode",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m submission.decode streams -o pictures",
     )
     parser.add_argument("inputs", type=Path, nargs="*", metavar="STREAM|FOLDER", help="default: the current folder")

@@ -13,6 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m submission.encode",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m submission.encode photos -o streams --quality 2",
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER")

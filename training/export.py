@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.export",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m training.export runs/small -o weights",
     )
     parser.add_argument("run", type=Path, help="run folder of training.ladder, or of one model")

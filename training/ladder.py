@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.ladder",
         description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m training.ladder --preset small --data photos --run runs/small",
     )
     parser.add_argument("--preset", choices=RECIPES, required=True, help="network and recipe")

@@ -27,6 +27,7 @@ def main(name: StageName, description: str) -> int:
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{script}",
         description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: python -m training.{script} --preset small --lmbda 6 --data photos --run runs/lambda_6",
     )
     parser.add_argument("--preset", choices=RECIPES, required=True, help="network and recipe")
