@@ -27,7 +27,7 @@ class Stage:
     batch: int
     #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
     warmup: int = 0
-    #: Steps over which the rate of z comes to count: at once, short runs learn to do without z.
+    #: Steps over which the rate of z comes to count.
     hyper_ramp: int = 0
     #: Algorithm 1 of the 2020 paper: largest simulated padding in pixels; 0 switches it off.
     padding: int = 0
