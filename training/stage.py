@@ -51,6 +51,8 @@ def main(name: StageName, description: str) -> int:
     if options.steps:
         warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
         stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
+    if options.init:  # a model that works already needs neither
+        stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and options.overwrite:
         checkpoint.unlink()
