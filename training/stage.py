@@ -37,6 +37,7 @@ def main(name: StageName, description: str) -> int:
     parser.add_argument("--init", type=Path, help="run folder to start from (default: --run itself)")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
+    parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the checkpoint in --run")
     again.add_argument("--overwrite", action="store_true", help="start this stage again")
@@ -51,6 +52,8 @@ def main(name: StageName, description: str) -> int:
     if options.steps:
         warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
         stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
+    if options.seed is not None:
+        stage = dataclasses.replace(stage, seed=options.seed)
     if options.init:  # a model that works already needs neither
         stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
     checkpoint = make_folder(options.run) / f"{name}.pt"
