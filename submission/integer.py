@@ -35,9 +35,8 @@ def product(a: Int8, w: Int8) -> Int32:
 
 
 def clamp(a: Int32, lowest: int, highest: int) -> Int32:
-    """np.clip in place, without the checks that take longer than the work on a small array."""
-    np.maximum(a, lowest, out=a)
-    return np.minimum(a, highest, out=a)
+    """Clip in place; bounds of the array's own type take the short way, several times faster on a small array."""
+    return a.clip(np.int32(lowest), np.int32(highest), out=a)
 
 
 @dataclass(frozen=True)

@@ -110,19 +110,18 @@ def _cumulative(tables: Tables, parts: Int32, lowest: Int32, count: int) -> Int3
 def _centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
     """Mixtures [K, 3, n] -> the rounded mean of the likeliest Gaussian, and how far from it the mixture reaches, in
     1/64 of a symbol."""
-    best, mean = parts[0, 0].copy(), parts[0, 1].copy()
+    best, mean = parts[0, 0], parts[0, 1]
     for logits, means, _ in parts[1:]:
-        better = logits > best
-        np.copyto(best, logits, where=better)
-        np.copyto(mean, means, where=better)
+        mean = np.where(logits > best, means, mean)
+        best = np.maximum(best, logits)
     centre = (mean + MEAN_UNIT // 2) // MEAN_UNIT
     middle = centre * MEAN_UNIT
-    best -= NEGLIGIBLE
+    least = best - NEGLIGIBLE
     furthest = np.zeros_like(best)
     for logits, means, scales in parts:
         reach = np.abs(means - middle)
         reach += tables.reach.take(scales + SCALE_RANGE, mode="clip")
-        reach *= logits >= best
+        reach *= logits >= least
         np.maximum(furthest, reach, out=furthest)
     return centre, furthest
 
@@ -142,14 +141,14 @@ def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | No
         which = np.flatnonzero((furthest > floor) & (furthest <= ceiling))
         if len(which):
             given = symbols[which] if symbols is not None else None
-            out[which] = _code_window(coder, tables, parts[:, :, which], centre[which], window, given)
+            out[which] = _code_window(coder, tables, parts.take(which, 2), centre[which], window, given)
         floor = ceiling
     which = np.flatnonzero(furthest > floor)
     if len(which):
         given = symbols[which] + PEAK if symbols is not None else None
         lowest = np.full(len(which), -PEAK, np.int32)
         # without a boundary below -127, whose symbol gets all that lies below it
-        cumulative = np.delete(_cumulative(tables, parts[:, :, which], lowest, 2 * PEAK + 1), 1, axis=0)
+        cumulative = np.delete(_cumulative(tables, parts.take(which, 2), lowest, 2 * PEAK + 1), 1, axis=0)
         out[which] = coder.code(weights_row(cumulative), given) - PEAK
     return out
 
