@@ -87,6 +87,16 @@ def test_numpy_gives_the_same_products() -> None:
     assert np.array_equal(expected, a.astype(np.float64) @ w.astype(np.float64))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_same_products() -> None:
+    rng = np.random.default_rng(3)
+    a = rng.integers(-128, 128, (64, 1152)).astype(np.int8)
+    w = rng.integers(-64, 65, (1152, 320)).astype(np.int8)
+    on_gpu = [torch.from_numpy(v).cuda() for v in (a, w)]
+    assert np.array_equal(torch._int_mm(*on_gpu).cpu().numpy(), integer.product(a, w))
+    assert np.array_equal((on_gpu[0].double() @ on_gpu[1].double()).cpu().numpy(), integer.product(a, w))
+
+
 def test_batch_shape_does_not_matter() -> None:
     rng = np.random.default_rng(1)
     a = rng.integers(-128, 128, (50, 384)).astype(np.int8)

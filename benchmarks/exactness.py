@@ -1,0 +1,72 @@
+"""What exactness costs: bytes of real streams, header and checksums included, against the estimate of the
+floating-point network that was trained, picture by picture."""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from submission.bitstream import HEADER_BYTES
+from submission.codec import Codec
+from submission.config import ModelConfig
+from submission.console import progress, run
+from submission.files import list_images, read_image
+from submission.network import Network
+from training.export import export_tensors, newest_stage
+from training.loop import load_checkpoint
+from training.loss import rate
+from training.stage import CALIBRATION
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.exactness",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m benchmarks.exactness runs/small/lambda_6 photos",
+    )
+    parser.add_argument("run", type=Path, nargs="+", help="run folders of single models")
+    parser.add_argument("images", type=Path, help="folder of pictures")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file with a line per model")
+    options = parser.parse_args()
+    pictures = [read_image(path) for path in list_images([options.images])]
+    print("lambda     bpp  estimated bytes  real bytes  cost %  of which header %")
+    table = []
+    for folder in options.run:
+        state = load_checkpoint(newest_stage(folder), None, None, None)
+        network = Network(ModelConfig.from_json(state["config"]))
+        network.load_state_dict(state["network"])
+        codec = Codec(network.config, export_tensors(network, np.load(folder / CALIBRATION)), 0, 0)
+        estimated = real = 0.0
+        for picture in progress(pictures, f"lambda {state['lmbda']:g}"):
+            y, z = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in codec.latents(picture))
+            with torch.inference_mode():
+                estimated += sum(float(rate(part, 8)) for part in network.entropy_model(y, z, 1e-6))
+            real += len(codec.compress(picture))
+        pixels = sum(p.shape[0] * p.shape[1] for p in pictures)
+        row = {
+            "lambda": state["lmbda"],
+            "bpp": round(8 * real / pixels, 4),
+            "estimated_bytes": round(estimated, 1),
+            "real_bytes": int(real),
+            "cost_percent": round(100 * (real / estimated - 1), 3),
+            "header_percent": round(100 * HEADER_BYTES * len(pictures) / estimated, 3),
+        }
+        print(
+            "{lambda:6g}  {bpp:6.4f}  {estimated_bytes:15,.0f}  {real_bytes:10,}  {cost_percent:6.2f}"
+            "  {header_percent:17.2f}".format(**row),
+            flush=True,
+        )
+        table.append(row)
+    if options.output:
+        with options.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
