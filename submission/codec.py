@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from submission import bitstream
 from submission.config import PAD, ModelConfig
-from submission.entropy_coding import EntropyCoder, Latents, Tensors
+from submission.entropy_coding import STEP_BITS, EntropyCoder, Latents, Tensors, YHat
 from submission.errors import BitstreamError, ImageError, WeightsError
 from submission.files import MAX_PIXELS, MAX_SIDE, Picture
 from submission.grdn import GRDN
@@ -68,10 +68,10 @@ class Codec:
             raise BitstreamError("made with other weights than these: use the weights that encoded it")
         if header.height * header.width > MAX_PIXELS:
             raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
-        y_hat, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
-        if bitstream.latents_check(y_hat, z_hat) != header.latents_check:
+        symbols, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
+        if bitstream.latents_check(symbols, z_hat) != header.latents_check:
             raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
-        return self._reconstruct(y_hat, header.height, header.width)
+        return self._reconstruct(self.entropy.dequantize(symbols, z_hat), header.height, header.width)
 
     def encode(self, image: Picture) -> Encoded:
         """`compress`, with the picture that this machine's decoder will make."""
@@ -79,7 +79,10 @@ class Codec:
         return Encoded(stream, self._reconstruct(y_hat, *image.shape[:2]))
 
     def latents(self, image: Picture) -> tuple[Latents, Latents]:
-        """Rounded y [h, w, M] and z [h/4, w/4, N] of a picture, zero-padded at the right and bottom."""
+        """Symbols of y [h, w, M] (y over its quantisation step, rounded) and of z [h/4, w/4, N].
+
+        The picture is zero-padded at the right and bottom.
+        """
         height, width = image.shape[:2]
         h, w = _latent_size(height, width)
         x = torch.zeros(1, 3, 16 * h, 16 * w).contiguous(memory_format=torch.channels_last)
@@ -87,21 +90,23 @@ class Codec:
         with torch.inference_mode():
             y = self.transforms.g_a(x)
             z = self.transforms.h_a(y)
-        return _rounded(y), _rounded(z)
+        z_hat = np.clip(_rounded(z), -self.entropy.z_peak, self.entropy.z_peak)  # as a decoder finds it
+        steps = torch.from_numpy(self.entropy.step_sizes(z_hat)).permute(2, 0, 1)
+        return _rounded(y * 2**STEP_BITS / steps), z_hat
 
-    def _compress(self, image: Picture) -> tuple[bytes, Latents]:
+    def _compress(self, image: Picture) -> tuple[bytes, YHat]:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
             raise ImageError(f"{width}x{height} is too large; split the picture first")
-        payload, y_hat, z_hat = self.entropy.encode(*self.latents(image))
-        check = bitstream.latents_check(y_hat, z_hat)
+        payload, symbols, z_hat = self.entropy.encode(*self.latents(image))
+        check = bitstream.latents_check(symbols, z_hat)
         header = bitstream.Header(self.quality, height, width, self.model, check)
-        return bitstream.write(header, payload), y_hat
+        return bitstream.write(header, payload), self.entropy.dequantize(symbols, z_hat)
 
-    def _reconstruct(self, y_hat: Latents, height: int, width: int) -> Picture:
-        y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+    def _reconstruct(self, y_hat: YHat, height: int, width: int) -> Picture:
+        y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             x_hat = synthesize(self.transforms.g_s, y)
             if isinstance(self.transforms.post_filter, GRDN):

@@ -45,6 +45,8 @@ class ModelConfig:
     rpe: bool = True
     #: Gaussians in the mixture, K.
     mixtures: int = 3
+    #: A step of quantisation for each element of y, learned and sent with z (soft-then-hard, ICML 2021); else 1.
+    learned_step: bool = False
     #: None: no post-filter.
     grdn: GRDNConfig | None = GRDNConfig()
 

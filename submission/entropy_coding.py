@@ -22,6 +22,7 @@ from submission.mixture import CODER_BITS, PEAK, Coder, Tables, code_symbols
 
 Positions = NDArray[np.intp]
 Latents = NDArray[np.int32]  #: [h, w, channels]
+YHat = NDArray[np.float32]  #: [h, w, M]
 Tensors = dict[str, NDArray[np.generic]]
 
 #: Causal taps of the 5x5 window as (row, column) offsets, in the order of the context weights.
@@ -29,6 +30,12 @@ TAPS = [(i, j) for i in (-2, -1) for j in range(-2, 3)] + [(0, -2), (0, -1)]
 
 #: Parameters of mixtures leave the network as integers in this range, twice that after the residual branch.
 PARAMETER_PEAK = 2**14 - 1
+
+#: Learned quantisation steps: log2 in 1/32 from -2 to 2 (the network's output), and the steps themselves in 1/2^14, so
+#: that a symbol of 7 bits times a step of 17 is exact in float32.
+STEP_UNIT = 32
+STEP_PEAK = 2 * STEP_UNIT
+STEP_BITS = 14
 
 
 @contextmanager
@@ -93,6 +100,13 @@ class EntropyCoder:
             raise WeightsError("prior of z: rows do not sum to the coder's total")
         self.z_peak = self.prior.shape[1] // 2
         self.h_s = [read.linear(f"h_s.{k}", relu_in=k > 0, relu=k < 4) for k in range(5)]
+        self.h_sq: list[Linear] = []
+        if config.learned_step:
+            self.h_sq = [read.linear("h_sq.0", relu=True), read.linear("h_sq.1", relu_in=True, highest=STEP_PEAK)]
+            self.step_table = read.int32("tables.step")
+            fits = (self.step_table > 0) & (self.step_table <= 2**24)  # times a symbol, within 32 bits
+            if self.step_table.shape != (2 * STEP_PEAK + 1,) or not fits.all():
+                raise WeightsError("tables.step: not a table of quantisation steps")
         self.estimators = [self._estimator(read, g) for g in range(config.groups)]
         #: One product for the contexts of all groups.
         self.causal = np.concatenate([e.context.weight for e in self.estimators], 1)
@@ -126,6 +140,19 @@ class EntropyCoder:
         a = conv3x3(self.h_s[2], a, relu_in=True)
         a = pixel_shuffle(conv3x3(self.h_s[3], a, relu_in=True))
         return conv3x3(self.h_s[4], a, relu_in=True)
+
+    def step_sizes(self, z_hat: Latents) -> Int32:
+        """h_sq: z_hat [h, w, N] -> quantisation steps of y [4h, 4w, M] in 1/2^14; [1, 1, 1] if all are 1."""
+        if not self.h_sq:
+            return np.full((1, 1, 1), 1 << STEP_BITS, np.int32)
+        a = pixel_shuffle(conv3x3(self.h_sq[0], z_hat.astype(np.int8), relu_in=False))
+        a = pixel_shuffle(conv3x3(self.h_sq[1], a, relu_in=True))
+        return self.step_table[a.astype(np.intp) + STEP_PEAK]
+
+    def dequantize(self, symbols: Latents, z_hat: Latents) -> YHat:
+        """Symbols [4h, 4w, M] -> y_hat, the same bits on every machine."""
+        y_hat = (symbols * self.step_sizes(z_hat)).astype(np.float32)
+        return y_hat * np.float32(2.0**-STEP_BITS)
 
     def parts(self, p: Int32) -> Int32:
         """Parameters [n, 3*K*C] -> mixtures [K, 3, n*C]."""

@@ -19,6 +19,9 @@ LIKELIHOOD_FLOOR = 1e-9
 #: Scales never exceed 2^6: symbols are at most 127 in magnitude.
 MAX_LOG2_SCALE = 6.0
 
+#: Learned quantisation steps lie in 1/4..4.
+MAX_LOG2_STEP = 2.0
+
 
 class FactorizedPrior(nn.Module):
     """Learned density of each channel of z (Balle et al. 2018, appendix 6.1): a chain of 5 monotone layers."""
@@ -67,6 +70,17 @@ def hyper_synthesis(config: ModelConfig) -> nn.Sequential:
         nn.ReLU(),
         conv3x3(wide, 2 * config.M),
     )
+
+
+def step_synthesis(config: ModelConfig) -> nn.Sequential:
+    """h_sq: z_hat [B, N, H/64, W/64] -> log2 of the quantisation steps of y [B, M, H/16, W/16], 0 at first.
+
+    Apart from h_s, since stage 4 trains h_s and must not move the quantiser.
+    """
+    last = Subpel(config.N, config.M)
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    return nn.Sequential(Subpel(config.N, config.N), nn.ReLU(), last)
 
 
 class Context(nn.Module):
@@ -167,11 +181,15 @@ class EntropyModel(nn.Module):
             for context, estimate in zip(self.contexts, self.estimators, strict=True)
         ]
 
+    def y_likelihood(self, y_hat: Tensor, parameters: list[Tensor], scale_bound: float) -> Tensor:
+        """Likelihoods of y_hat [B, M, h, w] under the mixtures of each channel group."""
+        groups = y_hat.chunk(self.config.groups, 1)
+        parts = [
+            mixture_likelihood(y, p, self.config.mixtures, scale_bound) for y, p in zip(groups, parameters, strict=True)
+        ]
+        return torch.cat(parts, 1)
+
     def forward(self, y_hat: Tensor, z_hat: Tensor, scale_bound: float) -> tuple[Tensor, Tensor]:
         """Likelihoods of y_hat [B, M, h, w] and z_hat [B, N, h/4, w/4]."""
-        groups = y_hat.chunk(self.config.groups, 1)
-        y_likelihood = [
-            mixture_likelihood(y, p, self.config.mixtures, scale_bound)
-            for y, p in zip(groups, self.parameters_of(y_hat, z_hat), strict=True)
-        ]
-        return torch.cat(y_likelihood, 1), self.prior.likelihood(z_hat)
+        parameters = self.parameters_of(y_hat, z_hat)
+        return self.y_likelihood(y_hat, parameters, scale_bound), self.prior.likelihood(z_hat)

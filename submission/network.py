@@ -1,10 +1,12 @@
 """The whole network of one model."""
 
+import torch
 from torch import Tensor, nn
 
 from submission.config import ModelConfig
-from submission.entropy_model import EntropyModel
+from submission.entropy_model import MAX_LOG2_STEP, EntropyModel, step_synthesis
 from submission.grdn import GRDN
+from submission.layers import lower_bound
 from submission.transforms import analysis, hyper_analysis, synthesis
 
 
@@ -23,6 +25,15 @@ class Network(nn.Module):
             if isinstance(module, nn.Conv2d):
                 # PyTorch's default makes z so small that noise hides it, and the model learns to ignore it for good
                 nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
+
+        self.h_sq = step_synthesis(config) if config.learned_step else None
+
+    def step_size(self, z_hat: Tensor) -> Tensor | float:
+        """Quantisation steps [B, M, h, w] of y: the entropy model sees symbols, y / step; g_s sees symbols * step."""
+        if self.h_sq is None:
+            return 1.0
+        lifted = lower_bound(self.h_sq(z_hat), -MAX_LOG2_STEP)
+        return torch.exp2(-lower_bound(-lifted, -MAX_LOG2_STEP))
 
     def reconstruct(self, y_hat: Tensor) -> Tensor:
         """y_hat [B, M, h, w] -> picture [B, 3, 16h, 16w], post-filtered, not clamped."""

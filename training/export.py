@@ -20,7 +20,7 @@ from submission.errors import UserError
 from submission.files import write_bytes
 from submission.ladder import FORMAT, MANIFEST, read_safetensors
 from submission.network import Network
-from training.integer_model import quantize_entropy_model
+from training.integer_model import quantize_entropy_model, quantize_steps
 from training.loop import load_checkpoint
 from training.loss import rate
 from training.recipe import STAGES
@@ -121,12 +121,13 @@ def _export_model(
 
 
 def latents(network: Network, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounded y [B, M, h, w] and z of crops [B, H, W, 3] uint8."""
+    """Symbols of y [B, M, h, w] (y over its step, rounded) and of z, of crops [B, H, W, 3] uint8."""
     network.eval()
     with torch.no_grad():
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
         y = network.g_a(x.contiguous(memory_format=torch.channels_last))
-        return y.round(), network.h_a(y).round()
+        z_hat = network.h_a(y).round()
+        return (y / network.step_size(z_hat)).round(), z_hat
 
 
 def export_tensors(network: Network, crops: Crops) -> Tensors:
@@ -136,8 +137,10 @@ def export_tensors(network: Network, crops: Crops) -> Tensors:
         f"entropy.{name}": np.ascontiguousarray(value)
         for name, value in quantize_entropy_model(network.entropy_model, y_hat, z_hat).items()
     }
+    if network.h_sq is not None:
+        tensors |= {f"entropy.{name}": value for name, value in quantize_steps(network.h_sq, z_hat).items()}
     for name, value in network.state_dict().items():
-        if not name.startswith("entropy_model."):
+        if not name.startswith(("entropy_model.", "h_sq.")):
             half = value.half()
             if not torch.isfinite(half).all():
                 raise UserError(f"{name}: weights do not fit half precision; training has diverged")

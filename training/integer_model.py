@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from submission.entropy_coding import TAPS, Tensors
+from submission.entropy_coding import STEP_BITS, STEP_PEAK, STEP_UNIT, TAPS, Tensors
 from submission.entropy_model import Context, EntropyModel, Estimator
 from submission.errors import UserError
 from submission.integer import RELU_PEAK, SIGNED_PEAK, WEIGHT_PEAK
@@ -38,6 +38,9 @@ Floats = NDArray[np.float64]
 
 #: Sums of a layer stay below this many of its weight units, so that 32-bit biases hold them.
 _SUM_PEAK = 2.0**21
+
+#: Taps of a 3x3 convolution in the order of gathered patches.
+EVERY_TAP = [(i, j) for i in range(3) for j in range(3)]
 
 
 def tables() -> Tensors:
@@ -115,6 +118,11 @@ class _Recorder:
         self.reach[layer] = np.maximum(self.reach.get(layer, np.zeros(1)), _reach(output))
 
 
+def _shuffled(unit: Floats) -> Floats:
+    """The four channels that a pixel shuffle makes one must share a unit."""
+    return np.repeat(unit.reshape(-1, 4).max(1), 4)
+
+
 def _patches(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Floats:
     """Convolution weight [out, in, k, k] -> [taps * in, out] for gathered patches, input units multiplied in."""
     parts = [_numpy(weight)[:, : len(unit), i, j].T * unit[:, None] for i, j in taps]
@@ -129,22 +137,36 @@ def quantize_entropy_model(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) ->
     reach = recorder.reach
     out: Tensors = {**tables(), "prior": prior_rows(model, float(z_hat.abs().max()))}
 
-    every = [(i, j) for i in range(3) for j in range(3)]
     unit = np.ones(model.config.N)
     convolutions = [layer for layer in model.h_s.modules() if isinstance(layer, nn.Conv2d)]
     for k, conv in enumerate(convolutions):
-        weight, bias = _patches(conv.weight, every, unit), _numpy(conv.bias)
+        weight, bias = _patches(conv.weight, EVERY_TAP, unit), _numpy(conv.bias)
         finest = free_unit(weight, bias, reach[conv], SIGNED_PEAK if k == 4 else RELU_PEAK)
-        if k in (1, 3):  # the four channels that a pixel shuffle makes one must share a unit
-            finest = np.repeat(finest.reshape(-1, 4).max(1), 4)
+        if k in (1, 3):
+            finest = _shuffled(finest)
         layer = quantize(f"h_s.{k}", weight, bias, finest)
         out |= layer.store(f"h_s.{k}")
-        unit = finest.reshape(-1, 4)[:, 0] if k in (1, 3) else finest
+        unit = finest[::4] if k in (1, 3) else finest
 
     for g, (context, estimator) in enumerate(zip(model.contexts, model.estimators, strict=True)):
         assert isinstance(context, Context) and isinstance(estimator, Estimator)
         out |= _quantize_group(f"groups.{g}", g, context, estimator, unit, reach, model.config.M)
     return out
+
+
+def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:
+    """Integer tensors of the branch that gives learned quantisation steps; z_hat tells the range of its activations."""
+    recorder = _Recorder(h_sq)
+    with torch.no_grad():
+        h_sq(z_hat)
+    first, last = (layer for layer in h_sq.modules() if isinstance(layer, nn.Conv2d))
+    weight, bias = _patches(first.weight, EVERY_TAP, np.ones(first.in_channels)), _numpy(first.bias)
+    finest = _shuffled(free_unit(weight, bias, recorder.reach[first], RELU_PEAK))
+    out = quantize("h_sq.0", weight, bias, finest).store("h_sq.0")
+    weight, bias = _patches(last.weight, EVERY_TAP, finest[::4]), _numpy(last.bias)
+    out |= quantize("h_sq.1", weight, bias, np.full(last.out_channels, 1 / STEP_UNIT)).store("h_sq.1")
+    steps = np.exp2(np.arange(-STEP_PEAK, STEP_PEAK + 1) / STEP_UNIT)
+    return {**out, "tables.step": np.rint(2**STEP_BITS * steps).astype(np.int32)}
 
 
 def _quantize_group(

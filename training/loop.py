@@ -19,8 +19,8 @@ from submission.console import Progress
 from submission.errors import UserError
 from submission.network import Network
 from training.data import Pictures, centre_crops, random_crops
-from training.loss import Padded, distortion, rate, simulate_padding
-from training.quantization import additive_uniform_noise, hard_rounding
+from training.loss import Padded, distortion, simulate_padding
+from training.quantization import quantize
 from training.recipe import Stage
 
 #: Seconds between checkpoints: what a kill can cost.
@@ -54,32 +54,28 @@ class Device:
 def trainable(network: Network, stage: Stage) -> list[nn.Module]:
     """The modules that a stage trains (2020 paper, 3; 2021 paper, 1)."""
     if stage.name == "main":
-        return [network.g_a, network.h_a, network.entropy_model, network.g_s]
+        return [m for m in network.children() if m is not network.post_filter]
     if stage.name == "post_filter":
         return [network.post_filter]
     if stage.name == "joint":
         return [network]
-    return [network.entropy_model, network.g_s, network.post_filter]  # hard: both encoders are fixed
+    return [network.entropy_model, network.g_s, network.post_filter]  # hard: encoders and h_sq are fixed
 
 
 def forward(
-    network: Network, stage: Stage, batch: Padded, device: Device, generator: torch.Generator | None
+    network: Network, stage: Stage, batch: Padded, device: Device, generator: torch.Generator | None, step: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without a generator, rounding is
-    real."""
+    real; with one, the stage's quantizer stands for it as far annealed as it is at `step`."""
     with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.name in ("main", "joint")):
         y = network.g_a(batch.x)
         z = network.h_a(y)
     y, z = y.float(), z.float()  # the entropy model is small; probabilities want full precision
-    if generator is None:
-        y_hat, z_hat = hard_rounding(y), hard_rounding(z)
-    else:
-        y_hat, z_hat = additive_uniform_noise(y, generator), additive_uniform_noise(z, generator)
     with torch.set_grad_enabled(torch.is_grad_enabled() and stage.name != "post_filter"):
-        likelihoods = network.entropy_model(y_hat, z_hat, stage.scale_bound)
-        y_bpp, z_bpp = (rate(part, batch.pixels) for part in likelihoods)
+        latents = quantize(network, y, z, stage, step, generator)
+        y_bpp, z_bpp = (bits.sum() / batch.pixels for bits in (latents.y_bits, latents.z_bits))
         with device.autocast():
-            x_hat = network.g_s(y_hat)
+            x_hat = network.g_s(latents.y_hat)
     if stage.name != "main":
         with device.autocast():
             x_hat = network.post_filter(x_hat)
@@ -150,7 +146,7 @@ def train(
             batch = simulate_padding(x.to(device.name), stage.padding, stage.seed, step)
             soft = stage.name in ("main", "joint")
             generator = torch.Generator(device.name).manual_seed(stage.seed * 1_000_003 + step) if soft else None
-            x_hat, y_bpp, z_bpp = forward(network, stage, batch, device, generator)
+            x_hat, y_bpp, z_bpp = forward(network, stage, batch, device, generator, step)
             true, made = batch.valid(batch.x), batch.valid(x_hat)
             d = MSE_WEIGHT * torch.mean((true - made) ** 2) if step < stage.warmup else distortion(true, made)
             counted = y_bpp + z_bpp * min(1.0, step / stage.hyper_ramp if stage.hyper_ramp else 1.0)

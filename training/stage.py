@@ -14,6 +14,7 @@ from submission.files import make_folder, write_bytes
 from submission.network import Network
 from training.data import Pictures, load_pictures, random_crops
 from training.loop import Device, load_checkpoint, train
+from training.quantization import NAMED, terms
 from training.recipe import RECIPES, STAGES, Recipe, Stage, StageName
 
 #: Crops kept with a run, from which `training.export` takes the ranges of activations.
@@ -38,6 +39,13 @@ def main(name: StageName, description: str) -> int:
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
+    if name in ("main", "joint"):
+        parser.add_argument(
+            "--quantizer",
+            metavar="Q",
+            help=f"stands for rounding: {', '.join(NAMED)}, or RATE/DISTORTION as in sua+ep/sua+ste (default: aun)",
+        )
+        parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the checkpoint in --run")
     again.add_argument("--overwrite", action="store_true", help="start this stage again")
@@ -56,6 +64,8 @@ def main(name: StageName, description: str) -> int:
         stage = dataclasses.replace(stage, seed=options.seed)
     if options.init:  # a model that works already needs neither
         stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
+    if name in ("main", "joint"):
+        stage = _with_quantizer(stage, options.quantizer, options.sharpness)
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and options.overwrite:
         checkpoint.unlink()
@@ -64,6 +74,18 @@ def main(name: StageName, description: str) -> int:
     pictures = load_pictures(options.data, stage.crop)
     run_stage(recipe, stage, options.lmbda, pictures, options.run, options.init, Device.choose(options.precision))
     return 0
+
+
+def _with_quantizer(stage: Stage, quantizer: str | None, sharpness: float | None) -> Stage:
+    """`stage` with the command line's quantizer; UserError if there is no such thing."""
+    if quantizer is not None:
+        terms(quantizer)
+        stage = dataclasses.replace(stage, quantizer=quantizer)
+    if sharpness is not None:
+        if not 1 <= sharpness <= 100:
+            raise UserError(f"--sharpness {sharpness:g}: must be 1 to 100")
+        stage = dataclasses.replace(stage, sharpness=sharpness)
+    return stage
 
 
 def run_stage(
