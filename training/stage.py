@@ -37,6 +37,7 @@ def main(name: StageName, description: str) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--init", type=Path, help="run folder to start from (default: --run itself)")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
+    parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
     if name in ("main", "joint"):
@@ -56,6 +57,7 @@ def main(name: StageName, description: str) -> int:
         raise UserError(f"--steps {options.steps}: must be at least 1")
 
     recipe = RECIPES[options.preset]
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, learned_step=options.learned_step))
     stage = recipe.stage(name)
     if options.steps:
         warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
