@@ -18,6 +18,7 @@ from tests.conftest import noise_picture
 from training.data import Pictures
 from training.export import export_ladder, export_tensors
 from training.loop import Device
+from training.noise import Noise
 from training.quantization import quantize
 from training.recipe import RECIPES
 from training.stage import run_stage
@@ -105,10 +106,10 @@ def test_scaled_noise_and_its_rate() -> None:
     """y_hat = y + step * u, and bits are those of an interval as wide as the step under the unscaled density."""
     network = scaled_network().double()
     y, z = torch.randn(1, 16, 4, 4).double() * 5, torch.randn(1, 8, 1, 1).double() * 5
-    made = quantize(network, y, z, MAIN, 0, torch.Generator().manual_seed(1))
+    made = quantize(network, y, z, MAIN, Noise(torch.Generator().manual_seed(1)))
     generator = torch.Generator().manual_seed(1)
-    z_hat = z + torch.rand(z.shape, generator=generator, dtype=z.dtype) - 0.5
     u = torch.rand(y.shape, generator=generator, dtype=y.dtype) - 0.5
+    z_hat = z + torch.rand(z.shape, generator=generator, dtype=z.dtype) - 0.5
     step = network.step_size(z_hat)
     assert torch.allclose(made.y_hat, y + step * u)
 
@@ -130,7 +131,7 @@ def test_its_gradient_is_right() -> None:
     weight = torch.randn(1, 16, 4, 4).double()
 
     def loss() -> Tensor:
-        made = quantize(network, y, z, MAIN, 0, torch.Generator().manual_seed(1))
+        made = quantize(network, y, z, MAIN, Noise(torch.Generator().manual_seed(1)))
         return made.y_bits.sum() + (made.y_hat * weight).sum()
 
     loss().backward()

@@ -18,6 +18,7 @@ from tests.conftest import run_module
 from training import table2
 from training.loop import Device, forward
 from training.loss import Padded
+from training.noise import Noise
 from training.quantization import (
     NAMED,
     SURROGATES,
@@ -78,7 +79,7 @@ def test_expected_gradient_is_the_slope_of_the_expected_rate(name: str, tau: flo
         y = torch.full((1, 1, 1, 1), at, dtype=torch.float64, requires_grad=True)
         part = term(f"{name}+ep")
         value = part.sample(y, torch.full_like(y, 0.3), tau)
-        made = part.bits(y, value, tau, lambda v: torch.exp2(-bits(v).reshape(v.shape)))
+        made = part.expected_bits(y, value, tau, lambda v: torch.exp2(-bits(v).reshape(v.shape)))
         assert torch.allclose(made.flatten(), bits(value).flatten())  # the value is still that at the sample
         (found,) = torch.autograd.grad(made.sum(), y)
         assert float(found) == pytest.approx(slope(name, at, tau, bits), rel=0.01, abs=0.01)
@@ -189,7 +190,7 @@ def test_training_with_each_quantizer(quantizer: str) -> None:
     results = []
     for seed in (1, 1, 2):
         network.zero_grad()
-        made = forward(network, stage, batch, CPU, torch.Generator().manual_seed(seed), 3)
+        made = forward(network, stage, batch, CPU, Noise(torch.Generator().manual_seed(seed)), 0.3)
         sum(v.sum() for v in made).backward()  # type: ignore[union-attr]
         for part in (network.g_a, network.h_a, network.entropy_model, network.g_s):
             gradients = [p.grad for p in part.parameters() if p.grad is not None]
@@ -211,7 +212,7 @@ def test_mix_gives_noise_to_the_entropy_model_and_integers_to_the_decoder() -> N
     network.entropy_model.h_s.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     stage = dataclasses.replace(RECIPES["tiny"].stage("main"), quantizer="mix")
     y, z = torch.randn(1, 16, 4, 4) * 3, torch.randn(1, 8, 1, 1) * 3
-    made = quantize(network, y, z, stage, 0, torch.Generator().manual_seed(0))
+    made = quantize(network, y, z, stage, Noise(torch.Generator().manual_seed(0)), 0.0)
     assert torch.equal(made.y_hat, y.round())
     for noisy in seen:
         origin = y if noisy.shape == y.shape else z
@@ -223,7 +224,7 @@ def test_rates_are_those_of_the_entropy_model() -> None:
     network = Network(PRESETS["tiny"])
     y, z = torch.randn(2, 16, 4, 4) * 3, torch.randn(2, 8, 1, 1) * 3
     stage = RECIPES["tiny"].stage("main")
-    made = quantize(network, y, z, stage, 0, None)
+    made = quantize(network, y, z, stage, None)
     expected = network.entropy_model(y.round(), z.round(), stage.scale_bound)
     assert torch.allclose(made.y_bits, -torch.log2(expected[0])) and torch.allclose(
         made.z_bits, -torch.log2(expected[1])

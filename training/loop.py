@@ -20,6 +20,7 @@ from submission.errors import UserError
 from submission.network import Network
 from training.data import Pictures, centre_crops, random_crops
 from training.loss import Padded, distortion, simulate_padding
+from training.noise import Noise
 from training.quantization import quantize
 from training.recipe import Stage
 
@@ -63,16 +64,16 @@ def trainable(network: Network, stage: Stage) -> list[nn.Module]:
 
 
 def forward(
-    network: Network, stage: Stage, batch: Padded, device: Device, generator: torch.Generator | None, step: int = 0
+    network: Network, stage: Stage, batch: Padded, device: Device, noise: Noise | None, progress: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without a generator, rounding is
-    real; with one, the stage's quantizer stands for it as far annealed as it is at `step`."""
+    """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without noise, rounding is real;
+    with it the stage's quantizer stands for it, annealed as far as the stage has come (0 to 1)."""
     with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.name in ("main", "joint")):
         y = network.g_a(batch.x)
         z = network.h_a(y)
     y, z = y.float(), z.float()  # the entropy model is small; probabilities want full precision
     with torch.set_grad_enabled(torch.is_grad_enabled() and stage.name != "post_filter"):
-        latents = quantize(network, y, z, stage, step, generator)
+        latents = quantize(network, y, z, stage, noise, progress)
         y_bpp, z_bpp = (bits.sum() / batch.pixels for bits in (latents.y_bits, latents.z_bits))
         with device.autocast():
             x_hat = network.g_s(latents.y_hat)
@@ -145,8 +146,9 @@ def train(
             x = random_crops(pictures.train, stage.batch, stage.crop, stage.seed, step)
             batch = simulate_padding(x.to(device.name), stage.padding, stage.seed, step)
             soft = stage.name in ("main", "joint")
-            generator = torch.Generator(device.name).manual_seed(stage.seed * 1_000_003 + step) if soft else None
-            x_hat, y_bpp, z_bpp = forward(network, stage, batch, device, generator, step)
+            generator = torch.Generator(device.name).manual_seed(stage.seed * 1_000_003 + step)
+            noise = Noise(generator) if soft else None
+            x_hat, y_bpp, z_bpp = forward(network, stage, batch, device, noise, step / stage.steps)
             true, made = batch.valid(batch.x), batch.valid(x_hat)
             d = MSE_WEIGHT * torch.mean((true - made) ** 2) if step < stage.warmup else distortion(true, made)
             counted = y_bpp + z_bpp * min(1.0, step / stage.hyper_ramp if stage.hyper_ramp else 1.0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from submission.errors import UserError
 from submission.network import Network
+from training.noise import Noise
 from training.recipe import Stage
 
 Forward = Callable[[Tensor, Tensor, float], Tensor]
@@ -211,14 +212,11 @@ class Term:
         soft = self.surrogate.soft(y, tau)
         return soft + (value - soft).detach()
 
-    def bits(self, y: Tensor, value: Tensor, tau: float, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
-        """-log2 likelihood(value) of each element, `value` a sample of y; with `ep`, the gradient by y is that of the
-        expectation over the noise.
+    def expected_bits(self, y: Tensor, value: Tensor, tau: float, likelihood: Callable[[Tensor], Tensor]) -> Tensor:
+        """-log2 likelihood(value), `value` a sample of y, whose gradient by y is that of the expectation (EP).
 
         Whatever `likelihood` itself depends on gets the ordinary gradient, at the sample.
         """
-        if self.estimator != "ep":
-            return -torch.log2(likelihood(value))
         bits = -torch.log2(likelihood(value.detach()))
         with torch.no_grad():
             lower, upper = self.surrogate.edges(y, tau)
@@ -265,31 +263,27 @@ class Quantized:
 
 
 def quantize(
-    network: Network, y: Tensor, z: Tensor, stage: Stage, step: int, generator: torch.Generator | None
+    network: Network, y: Tensor, z: Tensor, stage: Stage, noise: Noise | None, progress: float = 1.0
 ) -> Quantized:
-    """Quantise y and z as `stage` says at `step`, or by rounding without a generator, and count their bits.
+    """Quantise y and z as `stage` says when it is that far (0 to 1), or by rounding without noise; count their bits.
 
     The rate's forward calculation makes all that the entropy model sees, z_hat and the context included, since the
     distortion does not depend on it; the distortion's makes what g_s sees. Both take the same noise.
     """
-    rate, distortion = terms("ste" if generator is None else stage.quantizer)
-    progress = step / stage.steps if stage.name == "main" else 1.0
-    tau, decoder_tau = (part.surrogate.anneal(progress, stage.sharpness) for part in (rate, distortion))
-    model = network.entropy_model
+    rate, distortion = terms(stage.quantizer if noise is not None else "ste")
+    annealed = progress if stage.name == "main" else 1.0
+    tau, decoder_tau = (part.surrogate.anneal(annealed, stage.sharpness) for part in (rate, distortion))
+    u = [noise.like(latent) if noise is not None else torch.zeros_like(latent) for latent in (y, z)]
+    model, bound = network.entropy_model, stage.scale_bound
 
-    z_hat = rate.sample(z, _noise(z, generator), tau)
-    z_bits = rate.bits(z, z_hat, tau, model.prior.likelihood)
-    step_size = network.step_size(z_hat)
-    y = y / step_size
-    noise = _noise(y, generator)
-    symbols = rate.sample(y, noise, tau)
-    parameters = model.parameters_of(symbols, z_hat)
-    y_bits = rate.bits(y, symbols, tau, lambda v: model.y_likelihood(v, parameters, stage.scale_bound))
-    return Quantized(distortion.sample(y, noise, decoder_tau) * step_size, y_bits, z_bits)
-
-
-def _noise(y: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform in [-1/2, 1/2); zero without a generator."""
-    if generator is None:
-        return torch.zeros_like(y)
-    return torch.rand(y.shape, generator=generator, device=y.device, dtype=y.dtype) - 0.5
+    z_hat = rate.sample(z, u[1], tau)
+    step = network.step_size(z_hat)
+    y = y / step
+    symbols = rate.sample(y, u[0], tau)
+    if rate.estimator == "ep":
+        parameters = model.parameters_of(symbols, z_hat)
+        y_bits = rate.expected_bits(y, symbols, tau, lambda v: model.y_likelihood(v, parameters, bound))
+        z_bits = rate.expected_bits(z, z_hat, tau, model.prior.likelihood)
+    else:
+        y_bits, z_bits = (-torch.log2(likelihood) for likelihood in model(symbols, z_hat, bound))
+    return Quantized(distortion.sample(y, u[0], decoder_tau) * step, y_bits, z_bits)

@@ -106,8 +106,12 @@ def gradient(name: str, y: Tensor, u: Tensor, tau: float, scale: float) -> Tenso
     y = y.clone().requires_grad_()
     with torch.enable_grad():
         part = term(name)
-        bits = part.bits(y, part.sample(y, u, tau), tau, lambda v: likelihood(v, scale)).sum()
-    return torch.autograd.grad(bits, y)[0]
+        value = part.sample(y, u, tau)
+        if part.estimator == "ep":
+            bits = part.expected_bits(y, value, tau, lambda v: likelihood(v, scale))
+        else:
+            bits = -torch.log2(likelihood(value, scale))
+    return torch.autograd.grad(bits.sum(), y)[0]
 
 
 def likelihood(v: Tensor, scale: float) -> Tensor:
