@@ -42,7 +42,7 @@ SCALES = (0.3, 1.0)
 
 
 #: How far ours may be from the paper's, relatively: biases (or 0.02) and variances.
-#: SUA with PGE has heavy tails: samples of 100,000 pairs of y and u give variances from 12,500 to 318,000 for SUA10.
+#: SUA with PGE has heavy tails, around which samples scatter widely (`docs/quantization.md`).
 BIAS_TOLERANCE, VARIANCE_TOLERANCE = 0.04, 0.12
 HEAVY_TAILED = {"PGE  SUA5": 0.15, "PGE  SUA10": 0.70}
 
