@@ -1,5 +1,6 @@
 """Laws of the quantizers: gradients are those of expectations, annealing ends in rounding, noise is determined."""
 
+import argparse
 import dataclasses
 import math
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from submission.config import PRESETS
 from submission.entropy_model import FactorizedPrior, mixture_likelihood
 from submission.errors import UserError
 from submission.network import Network
-from tests.conftest import run_module
 from training import table2
 from training.loop import Device, forward
 from training.loss import Padded
@@ -32,6 +32,7 @@ from training.quantization import (
     terms,
 )
 from training.recipe import RECIPES
+from training.stage import add_quantizer, recipe_of
 from training.table2 import ROWS, SCALES, agrees, gradient, likelihood, risk
 
 CPU = Device("cpu", bf16=False)
@@ -237,12 +238,26 @@ def test_unknown_quantizers_are_named(text: str) -> None:
         terms(text)
 
 
-def test_the_command_refuses_a_quantizer_that_there_is_not() -> None:
-    common = ("--preset", "tiny", "--lmbda", 4, "--data", "nowhere", "--run", "nowhere/run")
-    for option, value in (("--quantizer", "sr+pge/sr+ste"), ("--sharpness", "nan")):
-        made = run_module("training.main_net", *common, option, value)
-        assert made.returncode == 2 and made.stderr.count("\n") == 1, made.stderr
-        assert option.removeprefix("--") in made.stderr
+def command_line(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--preset", default="tiny")
+    add_quantizer(parser)
+    return parser.parse_args(arguments)
+
+
+def test_the_command_line_changes_the_stages_that_train_the_encoder() -> None:
+    assert recipe_of(command_line()) == RECIPES["tiny"]
+    recipe = recipe_of(command_line("--quantizer", "sua+ep/sua+ste", "--sharpness", "8", "--learned-step"))
+    assert recipe.model == dataclasses.replace(PRESETS["tiny"], learned_step=True)
+    for stage, usual in zip(recipe.stages, RECIPES["tiny"].stages, strict=True):
+        changed = dataclasses.replace(usual, quantizer="sua+ep/sua+ste", sharpness=8.0)
+        assert stage == (changed if stage.name in ("main", "joint") else usual)
+
+
+@pytest.mark.parametrize("arguments", [("--quantizer", "sr+pge/sr+ste"), ("--sharpness", "nan"), ("--sharpness", "0")])
+def test_the_command_line_is_checked(arguments: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=arguments[0].removeprefix("--")):
+        recipe_of(command_line(*arguments))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.term + str(row.tau))

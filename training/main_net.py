@@ -1,4 +1,4 @@
-"""Stage 1: train the network without its post-filter, with additive uniform noise for rounding."""
+"""Stage 1: train the network without its post-filter, with noise or another surrogate for rounding."""
 
 from submission.console import run
 from training.stage import main

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,16 +38,9 @@ def main(name: StageName, description: str) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
     parser.add_argument("--init", type=Path, help="run folder to start from (default: --run itself)")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
-    parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")
+    add_quantizer(parser)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
-    if name in ("main", "joint"):
-        parser.add_argument(
-            "--quantizer",
-            metavar="Q",
-            help=f"stands for rounding: {', '.join(NAMED)}, or RATE/DISTORTION as in sua+ep/sua+ste (default: aun)",
-        )
-        parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the checkpoint in --run")
     again.add_argument("--overwrite", action="store_true", help="start this stage again")
@@ -56,8 +50,7 @@ def main(name: StageName, description: str) -> int:
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: must be at least 1")
 
-    recipe = RECIPES[options.preset]
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, learned_step=options.learned_step))
+    recipe = recipe_of(options)
     stage = recipe.stage(name)
     if options.steps:
         warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
@@ -66,8 +59,6 @@ def main(name: StageName, description: str) -> int:
         stage = dataclasses.replace(stage, seed=options.seed)
     if options.init:  # a model that works already needs neither
         stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
-    if name in ("main", "joint"):
-        stage = _with_quantizer(stage, options.quantizer, options.sharpness)
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and options.overwrite:
         checkpoint.unlink()
@@ -78,16 +69,32 @@ def main(name: StageName, description: str) -> int:
     return 0
 
 
-def _with_quantizer(stage: Stage, quantizer: str | None, sharpness: float | None) -> Stage:
-    """`stage` with the command line's quantizer; UserError if there is no such thing."""
-    if quantizer is not None:
-        terms(quantizer)
-        stage = dataclasses.replace(stage, quantizer=quantizer)
-    if sharpness is not None:
-        if not 1 <= sharpness <= 100:
-            raise UserError(f"--sharpness {sharpness:g}: must be 1 to 100")
-        stage = dataclasses.replace(stage, sharpness=sharpness)
-    return stage
+def add_quantizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantizer",
+        metavar="Q",
+        help=f"stands for rounding in the main and joint stage: {', '.join(NAMED)} (default: aun), or RATE/DISTORTION "
+        "as in sua+ep/sua+ste; see docs/quantization.md",
+    )
+    parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end (default 12)")
+    parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The preset's recipe with the command line's quantizer; UserError if there is no such thing."""
+    recipe = RECIPES[options.preset]
+    changed: dict[str, Any] = {}
+    if options.quantizer is not None:
+        terms(options.quantizer)
+        changed["quantizer"] = options.quantizer
+    if options.sharpness is not None:
+        if not 1 <= options.sharpness <= 100:
+            raise UserError(f"--sharpness {options.sharpness:g}: must be 1 to 100")
+        changed["sharpness"] = options.sharpness
+    main, post_filter, joint, hard = recipe.stages
+    stages = dataclasses.replace(main, **changed), post_filter, dataclasses.replace(joint, **changed), hard
+    model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
+    return dataclasses.replace(recipe, model=model, stages=stages)
 
 
 def run_stage(
