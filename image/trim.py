@@ -70,7 +70,9 @@ def main() -> None:
         if not any(path.iterdir()):
             path.rmdir()
     kept = files & keep
-    print(f"{packages}: kept {len(kept)} of {len(files)} files, {sum(path.stat().st_size for path in kept) / 1e6:.0f} MB")
+    print(
+        f"{packages}: kept {len(kept)} of {len(files)} files, {sum(path.stat().st_size for path in kept) / 1e6:.0f} MB"
+    )
 
 
 if __name__ == "__main__":
