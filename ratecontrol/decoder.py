@@ -45,6 +45,8 @@ if (decoder / "vendor" / "constriction" / ("constriction" + EXTENSION_SUFFIXES[0
 sys.dont_write_bytecode = True
 
 try:
+    import numpy  # before torch, which without it warns at length
+
     from submission.console import run
     from submission.decode import main
 except ImportError as error:
