@@ -23,7 +23,7 @@ from eval.score import find_streams, pool, score_pictures
 from submission import __version__
 from submission.files import read_image
 from submission.ladder import Ladder
-from tests.conftest import ROOT, noise_picture, run_module
+from tests.conftest import ROOT, noise_picture
 
 TAG = "clic-decoder-test"
 TOOL = ROOT.parent / "shared" / "tools" / "container"
@@ -145,6 +145,7 @@ class Outside:
 
     symbols: list[str]
     pictures: dict[str, np.ndarray]
+    png_bytes: int
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def outside(streams: Path, tmp_path_factory: pytest.TempPathFactory) -> Outside:
     found = python("-c", SYMBOLS, streams, OMP_NUM_THREADS="1")
     folder = tmp_path_factory.mktemp("outside")
     python("-m", "submission.decode", streams, "-o", folder, OMP_NUM_THREADS="1")
-    return Outside(found.splitlines(), pictures(folder))
+    return Outside(found.splitlines(), pictures(folder), sum(path.stat().st_size for path in folder.iterdir()))
 
 
 def python(*arguments: object, **environment: str) -> str:
@@ -218,8 +219,8 @@ def test_bad_streams_are_named_and_the_others_decoded(image: Engine, streams: Pa
     assert len(list(out.iterdir())) == len(list(streams.iterdir()))
 
 
-def test_a_full_disk_leaves_whole_pictures_only(image: Engine, streams: Path, out: Path) -> None:
-    with tiny_disk(out):
+def test_a_full_disk_leaves_whole_pictures_only(image: Engine, streams: Path, outside: Outside, out: Path) -> None:
+    with small_disk(out, outside.png_bytes // 2):
         done = image.run("decode /in -o /out", f"{streams}:/in:ro", f"{out}:/out")
         assert done.returncode == 2
         (line,) = said(done)
@@ -230,9 +231,9 @@ def test_a_full_disk_leaves_whole_pictures_only(image: Engine, streams: Path, ou
 
 
 @contextlib.contextmanager
-def tiny_disk(folder: Path) -> Iterator[None]:
-    """A file system in `folder` that has room for one or two pictures."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k,mode=777", "tmpfs", str(folder)]
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A file system of `size` bytes in `folder`."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("this user may not mount a small file system to fill")
     try:
@@ -242,8 +243,7 @@ def tiny_disk(folder: Path) -> Iterator[None]:
 
 
 def test_submissions_of_the_demo_score_the_same(image: Engine, out: Path) -> None:
-    done = run_module("eval.demo", "-o", "demo")
-    assert done.returncode == 0, done.stderr
+    python("-m", "eval.demo", "-o", "demo")  # as `make demo` does
     scores = pd.read_csv(ROOT / "demo" / "scores.csv").query("codec == 'ours'")
     assert len(scores) == 3
     for rate, row in zip(("0.075", "0.15", "0.30"), scores.to_dict("records"), strict=True):
