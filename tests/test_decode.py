@@ -1,5 +1,6 @@
 """The decoder's command: one bad stream never costs the others, and whatever goes wrong is one line."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -154,13 +155,16 @@ def test_termination_leaves_whole_pictures_only(streams: Path, ladder_folder: Pa
 
 def test_an_error_takes_the_place_of_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as terminal, os.fdopen(ours, "rb", buffering=0) as screen:
+    with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr(console, "QUIET_SECONDS", 0)
         for number in console.progress(range(3), "decoding"):
             if number == 2:
                 console.fail("b.clic: damaged")
-        shown = screen.read(4096).decode().replace("\r\n", "\n")
+    shown = ""
+    with os.fdopen(ours, "rb", buffering=0) as screen, contextlib.suppress(OSError):  # the other end is closed
+        while part := screen.read(4096):
+            shown += part.decode().replace("\r\n", "\n")
     lines = [part for part in shown.split(console.ERASE_LINE) if part]
     assert lines[0].startswith("[########") and "decoding 1/3" in lines[0]
     assert "error: b.clic: damaged\n" in lines

@@ -126,16 +126,13 @@ def test_says_what_it_is(image: Engine) -> None:
 
 
 def test_holds_a_decoder_and_nothing_else(image: Engine) -> None:
-    done = image.run("id -u; ls /opt/decoder /opt/decoder/packages; cat /proc/net/dev; find /opt /usr /etc -writable")
-    uid, *names = done.stdout.split()
+    uid, *names = image.run("id -u; ls /opt/decoder /opt/decoder/packages").stdout.split()
     assert int(uid) > 0
     assert {"submission", "torch", "numpy", "PIL", "constriction"} <= set(names)
     assert not {"training", "ratecontrol", "eval", "scipy", "sympy", "pip", "setuptools"} & set(names)
-    assert [word for word in names if word.endswith(":")][-1:] in (["lo:"], []), "there is no network"
-    written = [
-        line for line in done.stdout.splitlines() if line.startswith(("/opt", "/usr", "/etc")) and line[-1] != ":"
-    ]
-    assert not [path for path in written if not Path(path).is_symlink()], "nothing there can be written"
+    interfaces = [line.split(":")[0].strip() for line in image.run("cat /proc/net/dev").stdout.splitlines()[2:]]
+    assert interfaces in (["lo"], [])
+    assert image.run("find /opt /usr /etc ! -type l -writable").stdout == ""
     assert image.run("command -v gcc cc c++ ld").returncode != 0
 
 
