@@ -1,23 +1,42 @@
-# The decoder image: `docker build -t clic-decoder .`, then
+# The decoder image: `make image`, then
 #   docker run --rm --network none -v "$PWD/streams:/in:ro" -v "$PWD/out:/out" clic-decoder
 # or, the judge's way, `decode` without arguments in the folder that holds the streams:
 #   docker run --rm --network none -v "$PWD/streams:/work" -w /work clic-decoder decode
-FROM python:3.11-slim-bookworm AS packages
-# Where the CPU build of torch comes from: PyTorch's own index by default, or a folder of wheels.
+# docs/decoder.md has the rest.
+FROM python:3.11-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends binutils
+# Where the CPU build of torch comes from: PyTorch's own index, or with TORCH_INDEX= a wheel in the folder wheels.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY pyproject.toml /src/
-RUN python -m venv /opt/decoder \
- && /opt/decoder/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch==2.13.0 \
- && /opt/decoder/bin/python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml','rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
- && /opt/decoder/bin/pip install --no-cache-dir -r /src/requirements.txt \
- && find /opt/decoder -name __pycache__ -prune -exec rm -rf {} +
+COPY pyproject.toml wheels* /src/
+RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    > /src/requirements.txt \
+ && pip install --no-cache-dir --no-compile --target /opt/decoder/packages --find-links /src \
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /src/requirements.txt
+COPY submission /opt/decoder/submission
+COPY image/trim.py /src/
+ENV PYTHONPATH=/opt/decoder:/opt/decoder/packages
+# Of all that was installed, only what decoding loads; torch's libraries without the names of their symbols. The second
+# run decodes with what is left.
+RUN python -B /src/trim.py /opt/decoder/packages \
+ && strip --strip-unneeded /opt/decoder/packages/torch/lib/*.so \
+ && python -B /src/trim.py /opt/decoder/packages \
+ && python -m compileall -q --invalidation-mode unchecked-hash /opt/decoder \
+ && chmod -R a+rX,go-w /opt/decoder
 
 FROM python:3.11-slim-bookworm
-COPY --from=packages /opt/decoder /opt/decoder
-COPY submission /opt/decoder/app/submission
-RUN printf '%s\n' '#!/bin/sh' 'exec /opt/decoder/bin/python -B -m submission.decode "$@"' > /usr/local/bin/decode \
+COPY --from=build /opt/decoder /opt/decoder
+ARG VERSION
+ARG LADDER
+LABEL org.opencontainers.image.title="clic-decoder" \
+      org.opencontainers.image.description="Decodes *.clic streams into PNGs" \
+      org.opencontainers.image.version="$VERSION" \
+      clic.ladder="$LADDER"
+ENV PYTHONPATH=/opt/decoder:/opt/decoder/packages
+# The first start also writes the bytecode of Python's own modules, which the base image lacks.
+RUN printf '%s\n' '#!/bin/sh' 'exec python -m submission.decode "$@"' > /usr/local/bin/decode \
  && chmod 755 /usr/local/bin/decode \
- && useradd --create-home --uid 1000 judge
-ENV PYTHONPATH=/opt/decoder/app PYTHONDONTWRITEBYTECODE=1
-USER judge
+ && said=$(decode --version) && echo "$said" \
+ && test "${VERSION:+$said}" = "${VERSION:+version $VERSION, ladder $LADDER}"
+ENV PYTHONDONTWRITEBYTECODE=1
+USER 1000:1000
 CMD ["decode", "/in", "-o", "/out"]

@@ -1,8 +1,11 @@
 # make demo        the whole pipeline on the photos of scikit-image, or on IMAGES=folder; see demo/report.html
-# make test        all tests
+# make test        all tests but those of the image
+# make test-image  builds the image and runs it, where there is something to build it with
 # make lint        ruff and mypy
 # make submission  IMAGES=folder: the submissions of the three rates, in dist/
-# make image       the decoder as a container image
+# make image       the decoder as a container image, clic-decoder
+# make decoder     the decoder as dist/decoder.zip, for judges with a Python of their own
+# make wheels      constriction for other Pythons than this one, which the two before take along
 #
 # The first of them sets up .venv with PYTHON (3.11 or later). Where the default torch is not wanted, name another
 # index for it: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -12,18 +15,28 @@ TORCH_INDEX ?=
 IMAGES ?=
 RATES ?= 0.075 0.15 0.30
 ENGINE ?= docker
+BUILD ?= $(ENGINE) build -t clic-decoder .
+PYTHONS ?= 3.11 3.12 3.13 3.14
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^"]*\)".*/\1/p' pyproject.toml)
+# The image's labels; its build checks them against what `decode --version` says.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' submission/__init__.py)
+LADDER = $(shell "$(PYTHON)" -c 'import hashlib, json; models = json.load(open("submission/weights/manifest.json"))["models"]; \
+	print(hashlib.sha256("".join(m["sha256"] for m in models).encode()).hexdigest())')
 
 ifeq ($(MAKECMDGOALS)$(IMAGES),submission)
 $(error name the pictures: make submission IMAGES=folder)
 endif
 
+# Wheels that lie there are taken along.
+WHEELS := $(if $(wildcard wheels/constriction-*.whl),--wheels wheels)
+
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint submission image
+.PHONY: help demo test test-image lint submission image decoder wheels
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -42,7 +55,10 @@ demo: $(INSTALLED)
 	$(RUN) -m eval.demo $(if $(IMAGES),"$(IMAGES)") -o demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --ignore tests/test_image.py
+
+test-image: $(INSTALLED)
+	$(RUN) -m pytest -rs tests/test_image.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check
@@ -53,8 +69,19 @@ submission: $(INSTALLED)
 	$(RUN) -m ratecontrol.measure "$(IMAGES)" -o dist/table.csv --replace
 	@set -e; for rate in $(RATES); do \
 		$(RUN) -m ratecontrol.allocate dist/table.csv --bpp $$rate -o dist/choice-$$rate.csv; \
-		$(RUN) -m ratecontrol.package "$(IMAGES)" dist/choice-$$rate.csv -o dist/$$rate --bpp $$rate --overwrite; \
+		$(RUN) -m ratecontrol.package "$(IMAGES)" dist/choice-$$rate.csv -o dist/$$rate --bpp $$rate --overwrite \
+			$(WHEELS); \
 	done
 
 image:
-	$(ENGINE) build -t clic-decoder .
+	$(BUILD) --build-arg VERSION=$(VERSION) --build-arg LADDER=$(LADDER) \
+		$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX))
+
+decoder: $(INSTALLED)
+	$(RUN) -m ratecontrol.decoder -o dist/decoder.zip $(WHEELS)
+
+wheels: $(INSTALLED)
+	@set -e; for version in $(PYTHONS); do \
+		$(RUN) -m pip download --disable-pip-version-check --quiet --no-deps --only-binary=:all: --dest wheels \
+			--python-version $$version --platform manylinux2014_x86_64 $(CONSTRICTION); \
+	done

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,44 +16,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import submission
 from ratecontrol.budget import byte_cap, parse_bpp
+from ratecontrol.decoder import MAX_DECODER_BYTES, check_size, write, write_decoder
 from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, whole_numbers
 from submission.bitstream import read_header
 from submission.console import progress, run
-from submission.errors import BitstreamError, UserError, WeightsError
+from submission.errors import BitstreamError, UserError
 from submission.files import list_images, make_folder, read_image
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
-from submission.ladder import MANIFEST as WEIGHTS_MANIFEST
 
 MANIFEST = "manifest.json"
 
 #: What makes a manifest ours, and the version of its fields.
 FORMAT = "clic-submission-1"
-
-#: The organisers' limit on the decoder, weights included.
-MAX_DECODER_BYTES = 250_000_000
-
-DECODE = '''\
-#!/usr/bin/env python3
-"""Decode the *.clic files of the current folder into PNGs beside them. Code and weights stand in decoder/."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "decoder"))
-sys.dont_write_bytecode = True
-
-try:
-    from submission.console import run
-    from submission.decode import main
-except ModuleNotFoundError as error:
-    needs = "the decoder needs torch, numpy, pillow, constriction"
-    print(f"error: {error.name} is not installed; {needs}", file=sys.stderr)
-    sys.exit(2)
-
-run(main)
-'''
 
 
 @dataclass(frozen=True)
@@ -114,28 +88,6 @@ def check_stream(picture: Path, choice: Path, row: dict[Any, Any], ladder: Ladde
     return Entry(f"{picture.stem}.clic", picture.name, size, digest, width, height, quality), stream
 
 
-def write_decoder(folder: Path, ladder: Ladder, qualities: set[int]) -> None:
-    """Write `decode` and `decoder/`: the code of `submission`, and of its weights what `qualities` need."""
-    write(folder / "decode", DECODE.encode(), executable=True)
-    code = folder / "decoder" / "submission"
-    (code / "weights").mkdir(parents=True)
-    assert submission.__file__ is not None
-    for source in sorted(Path(submission.__file__).parent.glob("*.py")):
-        write(code / source.name, source.read_bytes())
-    write(code / "weights" / WEIGHTS_MANIFEST, (ladder.folder / WEIGHTS_MANIFEST).read_bytes())
-    for quality in sorted(qualities):
-        name = str(ladder.models[quality]["file"])
-        model = (ladder.folder / name).read_bytes()
-        if hashlib.sha256(model).hexdigest() != ladder.model_hash(quality):
-            raise WeightsError(f"{ladder.folder / name}: SHA-256 differs from the manifest: damaged or replaced")
-        write(code / "weights" / name, model)
-
-
-def write(path: Path, data: bytes, executable: bool = False) -> None:
-    path.write_bytes(data)
-    path.chmod(0o755 if executable else 0o644)
-
-
 def manifest_of(streams: list[tuple[Entry, bytes]], ladder: Ladder, bpp: Fraction | None) -> dict[str, Any]:
     """What the submission is made of, for people and for `eval`."""
     pixels = sum(entry.width * entry.height for entry, _ in streams)
@@ -150,9 +102,11 @@ def manifest_of(streams: list[tuple[Entry, bytes]], ladder: Ladder, bpp: Fractio
     }
 
 
-def build(folder: Path, streams: list[tuple[Entry, bytes]], ladder: Ladder, manifest: dict[str, Any]) -> int:
+def build(
+    folder: Path, streams: list[tuple[Entry, bytes]], ladder: Ladder, manifest: dict[str, Any], wheels: Path | None
+) -> int:
     """Write the whole submission into the empty `folder`; returns the bytes of the decoder."""
-    write_decoder(folder, ladder, {entry.quality for entry, _ in streams})
+    write_decoder(folder, ladder, {entry.quality for entry, _ in streams}, wheels)
     decoder_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     for entry, stream in streams:
         write(folder / entry.name, stream)
@@ -213,6 +167,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SUBMISSION")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--bpp", metavar="RATE", help="refuse to write more bytes than this rate allows")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of constriction for other Pythons' decoders")
     parser.add_argument("--overwrite", action="store_true", help="replace a submission with other content")
     options = parser.parse_args()
 
@@ -227,15 +182,12 @@ def main() -> int:
                 f"{options.choice}: {size:,} bytes, {size - cap:,} over the cap of {cap:,}; "
                 f"allocate with --bpp {options.bpp}"
             )
-        decoder_bytes = build(new, streams, ladder, manifest)
+        decoder_bytes = build(new, streams, ladder, manifest, options.wheels)
     used = "" if cap is None else f" of {cap:,} ({100 * size / cap:.3f} %)"
     rate = 8 * size / manifest["pixels"]
     print(f"{options.output}: {len(streams)} streams, {size:,} bytes{used}, {rate:.4f} bpp")
     print(f"decoder {decoder_bytes / 1e6:.1f} MB of {MAX_DECODER_BYTES / 1e6:.0f}")
-    if decoder_bytes > MAX_DECODER_BYTES:
-        print("warning: the decoder is larger than the rules allow; choose fewer or smaller models", file=sys.stderr)
-        return 1
-    return 0
+    return check_size(decoder_bytes)
 
 
 if __name__ == "__main__":

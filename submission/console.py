@@ -15,6 +15,12 @@ T = TypeVar("T")
 #: Nothing is drawn before this many seconds, so that quick commands stay quiet.
 QUIET_SECONDS = 1.0
 
+#: What the system says when a disk, or what a user may have of it, is full.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+#: Back to the start of the line on a terminal, and erase what stands there.
+ERASE_LINE = "\r\x1b[K"
+
 
 def run(main: Callable[[], int]) -> None:
     """Run a command's `main` and leave the process with its exit code.
@@ -33,8 +39,7 @@ def run(main: Callable[[], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "; free some space and run the command again" if full else ""
+        advice = "; free some space and run the command again" if error.errno in DISK_FULL else ""
         where = f"{error.filename}: " if error.filename else ""
         code = fail(f"{where}{error.strerror or error}{advice}")
     except MemoryError:
@@ -43,8 +48,9 @@ def run(main: Callable[[], int]) -> None:
 
 
 def fail(message: str) -> int:
-    """Print one error line to stderr; returns the exit code 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    """Print one error line to stderr, in place of a progress line if one stands there; returns the exit code 2."""
+    erase = ERASE_LINE if sys.stderr.isatty() else ""
+    print(f"{erase}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -71,7 +77,7 @@ class Progress:
         self.first, self.start = done, time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.drawn_at = self.start if not self.terminal else 0.0
-        self.width = 0
+        self.shown = False
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
         self.done += count
@@ -90,16 +96,16 @@ class Progress:
         if self.terminal:
             full = int(24 * self.done / max(self.total, 1))
             line = f"[{'#' * full}{'.' * (24 - full)}] {line}"
-            line = line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1]
-            print("\r" + line.ljust(self.width), end="", file=sys.stderr, flush=True)
-            self.width = len(line)
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a container's terminal may say 0
+            print(ERASE_LINE + line[: columns - 1], end="", file=sys.stderr, flush=True)
+            self.shown = True
         else:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        if self.terminal and self.width:
-            print("\r" + " " * self.width + "\r", end="", file=sys.stderr, flush=True)
-            self.width = 0
+        if self.shown:
+            print(ERASE_LINE, end="", file=sys.stderr, flush=True)
+            self.shown = False
 
 
 def clock(seconds: float) -> str:

@@ -1,14 +1,42 @@
 """Decompress streams: photo.clic -> DIR/photo.png. Without arguments: every stream in the current folder."""
 
 import argparse
+import os
+import signal
 from pathlib import Path
 
-from submission.console import fail, progress, run
-from submission.errors import BitstreamError, UserError
-from submission.files import list_files, make_folder, write_png
+import torch
+
+from submission import __version__
+from submission.console import DISK_FULL, fail, progress, run
+from submission.cores import given_cores
+from submission.errors import UserError
+from submission.files import Picture, list_files, make_folder, write_png
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 SUFFIX = ".clic"
+
+
+def decompress(ladder: Ladder, path: Path) -> Picture:
+    """The picture of the stream in `path`. UserError for whatever keeps this one from being decoded."""
+    try:
+        return ladder.decompress(path.read_bytes())
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from None
+    except MemoryError:
+        raise UserError("not enough memory for this picture") from None
+    except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
+        raise UserError(f"cannot be decoded here: {str(error).splitlines()[0]}") from None
+
+
+def save(path: Path, picture: Picture) -> None:
+    """Write a PNG. UserError for whatever concerns this file alone; a full disk concerns them all."""
+    try:
+        write_png(path, picture)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def main() -> int:
@@ -21,21 +49,29 @@ def main() -> int:
     parser.add_argument("inputs", type=Path, nargs="*", metavar="STREAM|FOLDER", help="default: the current folder")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the PNGs (default: current)")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
+    parser.add_argument("--version", action="store_true", help="print the version and the ladder's hash")
     options = parser.parse_args()
+    ladder = Ladder.load(options.weights)
+    if options.version:
+        print(f"version {__version__}, ladder {ladder.id}")
+        return 0
     if options.inputs and options.output is None:
         raise UserError("give -o DIR for the decoded pictures")
     paths = list_files(options.inputs or [Path()], {SUFFIX}, f"streams (*{SUFFIX})")
-    ladder = Ladder.load(options.weights)
     folder = make_folder(options.output or Path())
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: user {os.getuid()} may not write here; give another folder, or run as its owner")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(given_cores())
+    # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = 0
     for path in progress(paths, "decoding"):
-        try:
-            picture = ladder.decompress(path.read_bytes())
-        except BitstreamError as error:  # one bad stream does not keep the others from being decoded
+        try:  # one bad stream does not keep the others from being decoded
+            save(folder / f"{path.stem}.png", decompress(ladder, path))
+        except UserError as error:
             fail(f"{path}: {error}")
             failed += 1
-        else:
-            write_png(folder / f"{path.stem}.png", picture)
     print(f"decoded {len(paths) - failed} of {len(paths)} streams")
     return 2 if failed else 0
 
