@@ -14,8 +14,8 @@ from submission.config import ModelConfig
 from submission.console import progress, run
 from submission.files import list_images, read_image
 from submission.network import Network
+from training.checkpoint import load_checkpoint
 from training.export import export_tensors, newest_stage
-from training.loop import load_checkpoint
 from training.loss import rate
 from training.stage import CALIBRATION
 

@@ -16,8 +16,9 @@ from submission.ladder import Ladder
 from submission.network import Network
 from tests.conftest import noise_picture
 from training.data import Pictures
+from training.device import Device
 from training.export import export_ladder, export_tensors
-from training.loop import Device
+from training.loop import Session
 from training.noise import Noise
 from training.quantization import quantize
 from training.recipe import RECIPES
@@ -151,11 +152,11 @@ def test_its_gradient_is_right() -> None:
 def test_stages_train_it_and_hard_leaves_it(tmp_path: Path) -> None:
     """From the first stage to a stream: main and joint move the step, the later ones that fix the encoder do not."""
     recipe = dataclasses.replace(RECIPES["tiny"], model=CONFIG)
-    photos = Pictures([noise_picture(200, 210, s) for s in range(4)], [noise_picture(200, 200, 9)])
+    photos = Pictures.of([noise_picture(200, 210, s) for s in range(4)], [noise_picture(200, 200, 9)])
     states = {}
     for name in ("main", "post_filter", "joint", "hard"):
         stage = dataclasses.replace(recipe.stage(name), steps=3)
-        run_stage(recipe, stage, 4.0, photos, tmp_path, None, Device("cpu", bf16=False))
+        run_stage(recipe.model, stage, 4.0, tmp_path, None, Session(photos, Device("cpu", bf16=False)))
         state = torch.load(tmp_path / f"{name}.pt", weights_only=True)["network"]
         states[name] = torch.cat([v.flatten() for k, v in state.items() if k.startswith("h_sq.")])
     assert states["main"][-1] != 0  # a bias of the last layer, zero at first

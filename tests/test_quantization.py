@@ -16,9 +16,11 @@ from submission.entropy_model import FactorizedPrior, mixture_likelihood
 from submission.errors import UserError
 from submission.network import Network
 from training import table2
-from training.loop import Device, forward
+from training.device import Device
 from training.loss import Padded
 from training.noise import Noise
+from training.objective import forward
+from training.options import add_quantizer, recipe_of
 from training.quantization import (
     NAMED,
     SURROGATES,
@@ -32,7 +34,6 @@ from training.quantization import (
     terms,
 )
 from training.recipe import RECIPES
-from training.stage import add_quantizer, recipe_of
 from training.table2 import ROWS, SCALES, agrees, gradient, likelihood, risk
 
 CPU = Device("cpu", bf16=False)

@@ -1,85 +1,166 @@
-"""Training pictures: decoded once, kept in memory, cropped at random as a pure function of seed and step."""
+"""Training pictures: decoded once into one memory-mapped file, checked against evaluation pictures, split."""
 
 import hashlib
+import json
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from submission.console import progress
 from submission.errors import ImageError, UserError
-from submission.files import SUFFIXES, Picture, read_image
+from submission.files import SUFFIXES, Picture, make_folder, read_image, write_bytes
+from training.lock import locked
+from training.similar import Fingerprint, find_copies, fingerprint, fingerprints
 
 #: One picture in this many is held out for validation, by content: the split survives renaming and reordering.
 HELD_OUT = 20
 
+#: Version of the cached files.
+FORMAT = 1
+
+#: Pictures decoded ahead of the one that is being written.
+AHEAD = 64
+
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures, each at least `crop` pixels on both sides."""
+    """Decoded pictures: all samples in one row, and where each picture lies in it."""
 
-    train: list[Picture]
-    validation: list[Picture]
+    #: uint8 [samples].
+    pixels: Tensor
+    #: [n, 3]: first sample, height and width of each picture; its samples are [height, width, 3] from there.
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, train: list[Picture], validation: list[Picture]) -> "Pictures":
+        """From pictures in memory."""
+        every = [*train, *validation]
+        ends = np.cumsum([p.size for p in every])
+        places = np.array([(end - p.size, *p.shape[:2]) for p, end in zip(every, ends, strict=True)], np.int64)
+        pixels = torch.from_numpy(np.concatenate([p.ravel() for p in every]))
+        return cls(pixels, places[: len(train)], places[len(train) :])
 
 
-def load_pictures(folders: list[Path], crop: int) -> Pictures:
-    """Decode every picture below `folders`. Broken and too small ones are counted and named, not fatal.
+def load_pictures(folders: list[Path], crop: int, cache: Path, exclude: list[Path] | None = None) -> Pictures:
+    """Every picture below `folders`, decoded into a file in the folder `cache` unless it is there already.
 
-    Raises UserError when fewer than two usable pictures remain.
+    Broken pictures, those smaller than `crop` and copies of pictures below the folders `exclude` are counted and named,
+    not fatal. Raises UserError when fewer than two usable pictures remain.
     """
     paths = []
-    for folder in folders:
+    for folder in [*folders, *(exclude or [])]:
         if not folder.is_dir():
             raise UserError(f"{folder}: not a folder of pictures")
+    for folder in folders:
         paths += sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    pictures, left_out = [], []
-    for path in progress(paths, "reading pictures"):
+    name = f"pictures-{_key(paths)}"
+    with locked(make_folder(cache) / ".pictures.lock", "is reading pictures here"):
+        index = _read_index(cache / name) or _decode(paths, cache / name)
+    entries = index["pictures"]
+    _report(index["unreadable"], "unreadable")
+
+    small = [e for e in entries if min(e["height"], e["width"]) < crop]
+    _report([f"{e['name']} ({e['width']}x{e['height']})" for e in small], f"smaller than {crop}")
+    entries = [e for e in entries if min(e["height"], e["width"]) >= crop]
+    if exclude:
+        entries = _without_copies(entries, exclude)
+    if len(entries) < 2:
+        where = ", ".join(map(str, folders))
+        raise UserError(f"{where}: {len(entries)} usable pictures of at least {crop}x{crop}; need 2 or more")
+    held = np.array([int(e["split"], 16) % HELD_OUT == 0 for e in entries])
+    if held.all() or not held.any():
+        held = np.arange(len(entries)) == 0
+    places = np.array([(e["start"], e["height"], e["width"]) for e in entries], np.int64)
+    # copy-on-write, since torch wants to be allowed to write
+    pixels = torch.from_numpy(np.memmap(_samples(cache / name), np.uint8, "c"))
+    return Pictures(pixels, places[~held], places[held])
+
+
+def _key(paths: list[Path]) -> str:
+    """Changes with the files."""
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    return hashlib.sha256(json.dumps([FORMAT, facts]).encode()).hexdigest()[:16]
+
+
+def _samples(stem: Path) -> Path:
+    return stem.with_suffix(".u8")
+
+
+def _read_index(stem: Path) -> dict[str, Any] | None:
+    try:
+        index: dict[str, Any] = json.loads(stem.with_suffix(".json").read_text())
+        return index if _samples(stem).stat().st_size == index["samples"] else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _decode(paths: list[Path], stem: Path) -> dict[str, Any]:
+    """Decode all `paths` into one file; its index is written last and vouches for it."""
+    entries: list[dict[str, Any]] = []
+    unreadable = []
+    start = 0
+    part = stem.with_suffix(".u8.part")
+    try:
+        with part.open("wb") as file:
+            for path, decoded in progress(_decoded(paths), "reading pictures", len(paths)):
+                if decoded is None:
+                    unreadable.append(path.name)
+                    continue
+                picture, known = decoded
+                size = {"start": start, "height": picture.shape[0], "width": picture.shape[1]}
+                split = hashlib.sha256(picture.tobytes()).hexdigest()
+                entries.append({"name": path.name, **size, "split": split, **asdict(known)})
+                file.write(picture.tobytes())
+                start += picture.size
+        part.replace(_samples(stem))
+    except OSError as error:
+        raise UserError(f"{part}: cannot write the decoded pictures ({error.strerror}); give --cache DIR") from None
+    finally:
+        part.unlink(missing_ok=True)
+    index = {"samples": start, "pictures": entries, "unreadable": unreadable}
+    write_bytes(stem.with_suffix(".json"), json.dumps(index).encode())
+    return index
+
+
+def _decoded(paths: list[Path]) -> Iterator[tuple[Path, tuple[Picture, Fingerprint] | None]]:
+    """Each path with its picture, or None for a broken one, in order; Pillow decodes on all cores."""
+
+    def read(path: Path) -> tuple[Picture, Fingerprint] | None:
         try:
             picture = read_image(path)
         except ImageError:
-            left_out.append(f"{path.name} (unreadable)")
-            continue
-        if min(picture.shape[:2]) < crop:
-            left_out.append(f"{path.name} ({picture.shape[1]}x{picture.shape[0]})")
-        else:
-            pictures.append(picture)
-    if left_out:
-        shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        print(f"left out {len(left_out)} pictures, smaller than {crop} or unreadable: {shown}", file=sys.stderr)
-    if len(pictures) < 2:
-        where = ", ".join(map(str, folders))
-        raise UserError(f"{where}: {len(pictures)} usable pictures of at least {crop}x{crop}; need 2 or more")
-    held = [int(hashlib.sha256(p.tobytes()).hexdigest(), 16) % HELD_OUT == 0 for p in pictures]
-    if not any(held) or all(held):
-        held = [k == 0 for k in range(len(pictures))]
-    train = [p for p, h in zip(pictures, held, strict=True) if not h]
-    return Pictures(train, [p for p, h in zip(pictures, held, strict=True) if h])
+            return None
+        return picture, fingerprint(picture)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pending = [pool.submit(read, path) for path in paths[:AHEAD]]
+        for k, path in enumerate(paths):
+            done = pending.pop(0)
+            if k + AHEAD < len(paths):
+                pending.append(pool.submit(read, paths[k + AHEAD]))
+            yield path, done.result()
 
 
-def random_crops(pictures: list[Picture], batch: int, crop: int, seed: int, step: int) -> Tensor:
-    """[batch, 3, crop, crop] in [0, 1]: random pictures (larger ones more often), places and flips.
-
-    Depends on nothing but its arguments, so that a resumed run sees the same crops.
-    """
-    rng = np.random.default_rng((seed, step))
-    area = np.array([p.shape[0] * p.shape[1] for p in pictures], dtype=np.float64)
-    out = np.empty((batch, crop, crop, 3), dtype=np.uint8)
-    for k, index in enumerate(rng.choice(len(pictures), batch, p=area / area.sum())):
-        picture = pictures[index]
-        top = rng.integers(picture.shape[0] - crop + 1)
-        left = rng.integers(picture.shape[1] - crop + 1)
-        piece = picture[top : top + crop, left : left + crop]
-        out[k] = piece[:, ::-1] if rng.integers(2) else piece
-    return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255
+def _without_copies(entries: list[dict[str, Any]], exclude: list[Path]) -> list[dict[str, Any]]:
+    forbidden = fingerprints(exclude)
+    ours = [Fingerprint(e["pixels"], e["look"]) for e in entries]
+    copies = find_copies(ours, list(forbidden.values()))
+    names = [path.name for path in forbidden]
+    _report([f"{entries[k]['name']} (as {names[j]})" for k, j in copies.items()], "excluded as copies")
+    return [e for k, e in enumerate(entries) if k not in copies]
 
 
-def centre_crops(pictures: list[Picture], crop: int, count: int) -> Tensor:
-    """[<=count, 3, crop, crop] in [0, 1]: the middle of the first pictures, for validation."""
-    pieces = []
-    for picture in pictures[:count]:
-        top, left = (picture.shape[0] - crop) // 2, (picture.shape[1] - crop) // 2
-        pieces.append(picture[top : top + crop, left : left + crop])
-    return torch.from_numpy(np.stack(pieces)).permute(0, 3, 1, 2).float() / 255
+def _report(names: list[str], why: str) -> None:
+    if names:
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        print(f"left out {len(names)} pictures, {why}: {shown}", file=sys.stderr)

@@ -20,11 +20,12 @@ from submission.errors import UserError
 from submission.files import write_bytes
 from submission.ladder import FORMAT, MANIFEST, read_safetensors
 from submission.network import Network
+from training.checkpoint import load_checkpoint
 from training.integer_model import quantize_entropy_model, quantize_steps
-from training.loop import load_checkpoint
 from training.loss import rate
 from training.recipe import STAGES
 from training.stage import CALIBRATION
+from training.warm_start import finished_stage
 
 Crops = NDArray[np.uint8]  #: [n, H, W, 3]
 
@@ -58,11 +59,10 @@ def model_folders(root: Path) -> list[Path]:
 
 def newest_stage(folder: Path) -> Path:
     """The checkpoint of the last finished stage."""
-    for stage in reversed(STAGES):
-        path = folder / f"{stage}.pt"
-        if path.exists() and load_checkpoint(path, None, None, None)["done"]:
-            return path
-    raise UserError(f"{folder}: no finished stage yet; let training go on")
+    path = finished_stage(folder)
+    if path is None:
+        raise UserError(f"{folder}: no finished stage yet; let training go on")
+    return path
 
 
 def export(checkpoints: list[Path], output: Path) -> None:

@@ -188,7 +188,7 @@ def _quantize_group(
     layer = quantize(name, weight, bias, free_unit(weight, bias, reach[context], SIGNED_PEAK))
     out |= layer.store(f"{name}.context")
 
-    fixed = _parameter_units(estimator)
+    fixed = parameter_units(estimator)
     head = [c for c in estimator.head if isinstance(c, nn.Conv2d)]
     inputs = np.concatenate([layer.unit, hyper_unit])
     out |= _quantize_stack(f"{name}.", head, inputs, np.zeros(len(inputs)), fixed, reach)
@@ -225,7 +225,7 @@ def _quantize_stack(
     return out
 
 
-def _parameter_units(estimator: Estimator) -> Floats:
+def parameter_units(estimator: Estimator) -> Floats:
     """Units of (w, mu, s) of each Gaussian, in the order of the network's outputs."""
     last = estimator.head[-1]
     assert isinstance(last, nn.Conv2d)

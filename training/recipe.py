@@ -40,6 +40,8 @@ class Stage:
     sharpness: float = 12.0
     clip: float = 1.0
     seed: int = 1
+    #: Time budget: the schedule follows the clock instead of `steps`, which then only give the proportions.
+    seconds: float | None = None
 
     def table(self) -> str:
         """The stage as lines of `name value`."""

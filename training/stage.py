@@ -4,19 +4,25 @@ import argparse
 import dataclasses
 import io
 import json
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from submission.config import ModelConfig
 from submission.errors import UserError
 from submission.files import make_folder, write_bytes
 from submission.network import Network
-from training.data import Pictures, load_pictures, random_crops
-from training.loop import Device, load_checkpoint, train
-from training.quantization import NAMED, terms
-from training.recipe import RECIPES, STAGES, Recipe, Stage, StageName
+from training.checkpoint import load_checkpoint
+from training.crops import gather, random_places
+from training.data import Pictures
+from training.device import join_world
+from training.lock import locked
+from training.loop import Session, train
+from training.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
+from training.recipe import STAGES, Stage, StageName
+from training.warm_start import initial_weights
 
 #: Crops kept with a run, from which `training.export` takes the ranges of activations.
 CALIBRATION = "calibration.npy"
@@ -25,6 +31,7 @@ CALIBRATION_CROPS = 16
 
 def main(name: StageName, description: str) -> int:
     """The command line of stage `name`."""
+    started = time.monotonic()
     script = {"main": "main_net"}.get(name, name)
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{script}",
@@ -32,14 +39,12 @@ def main(name: StageName, description: str) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: python -m training.{script} --preset small --lmbda 6 --data photos --run runs/lambda_6",
     )
-    parser.add_argument("--preset", choices=RECIPES, required=True, help="network and recipe")
+    add_options(parser)
     parser.add_argument("--lmbda", type=float, required=True, help="weight of 1 - MS-SSIM against bits per pixel")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
-    parser.add_argument("--init", type=Path, help="run folder to start from (default: --run itself)")
+    if name in ("main", "post_filter"):
+        parser.add_argument("--init", type=Path, help="start from a model: a run folder, a ladder's, or weights")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
-    add_quantizer(parser)
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the checkpoint in --run")
@@ -49,91 +54,104 @@ def main(name: StageName, description: str) -> int:
         raise UserError(f"--lmbda {options.lmbda:g}: must be positive")
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: must be at least 1")
+    check_batch(options.batch)
 
+    init = options.init if name in ("main", "post_filter") else None
     recipe = recipe_of(options)
-    stage = recipe.stage(name)
-    if options.steps:
-        warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
-        stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
-    if options.seed is not None:
-        stage = dataclasses.replace(stage, seed=options.seed)
-    if options.init:  # a model that works already needs neither
-        stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
+    stage = _with_options(recipe.stage(name), options, init)
     checkpoint = make_folder(options.run) / f"{name}.pt"
-    if checkpoint.exists() and options.overwrite:
-        checkpoint.unlink()
-    elif checkpoint.exists() and not options.resume:
+    if checkpoint.exists() and not (options.resume or options.overwrite):
         raise UserError(f"{checkpoint} exists; give --resume to continue it or --overwrite to start again")
-    pictures = load_pictures(options.data, stage.crop)
-    run_stage(recipe, stage, options.lmbda, pictures, options.run, options.init, Device.choose(options.precision))
+    with join_world() as world:
+        if options.overwrite and world.first:
+            checkpoint.unlink(missing_ok=True)
+        pictures = pictures_of(options, stage.crop, world)
+        session = Session(pictures, device_of(options), world, not options.no_tensorboard)
+        run_stage(recipe.model, stage, options.lmbda, options.run, init, session, started)
     return 0
 
 
-def add_quantizer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--quantizer",
-        metavar="Q",
-        help=f"stands for rounding in the main and joint stage: {', '.join(NAMED)} (default: aun), or RATE/DISTORTION "
-        "as in sua+ep/sua+ste; see docs/quantization.md",
-    )
-    parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end (default 12)")
-    parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The preset's recipe with the command line's quantizer; UserError if there is no such thing."""
-    recipe = RECIPES[options.preset]
-    changed: dict[str, Any] = {}
-    if options.quantizer is not None:
-        terms(options.quantizer)
-        changed["quantizer"] = options.quantizer
-    if options.sharpness is not None:
-        if not 1 <= options.sharpness <= 100:
-            raise UserError(f"--sharpness {options.sharpness:g}: must be 1 to 100")
-        changed["sharpness"] = options.sharpness
-    main, post_filter, joint, hard = recipe.stages
-    stages = dataclasses.replace(main, **changed), post_filter, dataclasses.replace(joint, **changed), hard
-    model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
-    return dataclasses.replace(recipe, model=model, stages=stages)
+def _with_options(stage: Stage, options: argparse.Namespace, init: Path | None) -> Stage:
+    if options.steps:
+        warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
+        stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
+    if init:  # a model that works already needs neither
+        stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
+    budget = seconds(options.time_budget) if options.time_budget else None
+    changed = {"seed": options.seed, "batch": options.batch, "seconds": budget}
+    return dataclasses.replace(stage, **{k: v for k, v in changed.items() if v is not None})
 
 
 def run_stage(
-    recipe: Recipe, stage: Stage, lmbda: float, pictures: Pictures, run: Path, init: Path | None, device: Device
+    model: ModelConfig,
+    stage: Stage,
+    lmbda: float,
+    run: Path,
+    init: Path | None,
+    session: Session,
+    started: float | None = None,
 ) -> None:
-    """Train one stage in `run`. The main network starts from the same stage of `init`, or at random; the others
-    start from the stage before in `run`, the post-filter's own weights from `init` if that has trained them."""
+    """Train one stage in `run`, from its checkpoint if there is one.
+
+    The main network starts from a model of `init`, or at random; the others start from the stage before in `run`, the
+    post-filter's own weights from `init` if there is one (`training.warm_start` tells what `init` may be).
+    """
+    started = time.monotonic() if started is None else started
+    if not session.world.first:
+        session.world.wait()  # until the first one has written the stage's record: it may have to wait for a lock
+        train(_start(model, stage, lmbda, run, init), stage, lmbda, run, session, started)
+        return
+    with locked(run / ".lock", "trains in this folder"):
+        network = _start(model, stage, lmbda, run, init)
+        _write_record(model, stage, lmbda, run, init, session)
+        print(f"stage {stage.name}, model {model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
+        session.world.wait()
+        train(network, stage, lmbda, run, session, started)
+
+
+def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None) -> Network:
     torch.manual_seed(stage.seed)
-    network = Network(recipe.model)
+    network = Network(model)
+    if (run / f"{stage.name}.pt").exists():
+        return network  # `train` loads it
     position = STAGES.index(stage.name)
     if position > 0:
-        network.load_state_dict(
-            load_checkpoint(run / f"{STAGES[position - 1]}.pt", recipe.model, None, lmbda)["network"]
-        )
+        before = load_checkpoint(run / f"{STAGES[position - 1]}.pt", model, None, lmbda)
+        if not before["done"]:
+            raise UserError(f"{run}: stage {STAGES[position - 1]} is not finished; continue it with --resume")
+        network.load_state_dict(before["network"])
     if init is not None and init != run:
-        state = load_checkpoint(init / f"{stage.name}.pt", recipe.model, None, None)["network"]
+        weights = initial_weights(init, stage.name, lmbda, model)
         if stage.name == "main":
-            network.load_state_dict(state)
+            network.load_state_dict(weights)
         elif stage.name == "post_filter":
-            filter_state = {k.removeprefix("post_filter."): v for k, v in state.items() if k.startswith("post_filter.")}
-            network.post_filter.load_state_dict(filter_state)
+            part = {k.removeprefix("post_filter."): v for k, v in weights.items() if k.startswith("post_filter.")}
+            network.post_filter.load_state_dict(part)
+    return network
+
+
+def _write_record(
+    model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None, session: Session
+) -> None:
+    """Everything that this run was made with, and the crops that calibrate its export."""
+    pictures = session.pictures
     record = {
-        "model": recipe.model.to_json(),
+        "model": model.to_json(),
         "lmbda": lmbda,
         "stage": dataclasses.asdict(stage),
         "init": str(init) if init else None,
         "pictures": {"train": len(pictures.train), "validation": len(pictures.validation)},
-        "device": dataclasses.asdict(device),
+        "device": dataclasses.asdict(session.device),
+        "processes": session.world.size,
         "torch": torch.__version__,
     }
     write_bytes(run / f"{stage.name}.json", json.dumps(record, indent=1).encode())
     _save_calibration(pictures, stage, run / CALIBRATION)
-    print(f"stage {stage.name}, model {recipe.model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
-    train(network, stage, lmbda, pictures, run, device)
 
 
 def _save_calibration(pictures: Pictures, stage: Stage, path: Path) -> None:
     """Some training crops, as uint8 [n, H, W, 3]."""
-    crops = random_crops(pictures.train, CALIBRATION_CROPS, stage.crop, stage.seed, step=2**40)
+    places = random_places(pictures.train, CALIBRATION_CROPS, stage.crop, stage.seed, step=2**40)
     buffer = io.BytesIO()
-    np.save(buffer, (crops * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
+    np.save(buffer, gather(pictures.pixels, places, stage.crop).permute(0, 2, 3, 1).contiguous().numpy())
     write_bytes(path, buffer.getvalue())

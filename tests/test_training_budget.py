@@ -1,0 +1,164 @@
+"""Time budgets: the schedule follows the clock, over several calls; a ladder's time is shared among its stages."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from submission.config import PRESETS
+from submission.errors import UserError
+from submission.network import Network
+from tests.training_kit import RECIPE, session
+from training import loop, schedule
+from training.crops import Crops
+from training.loop import train
+from training.options import seconds
+from training.plan import PLANNED, makespan, ready, share_time, tasks
+from training.recipe import RECIPES, Stage
+from training.schedule import Moment, Pace, hyper_weight, in_warmup, learning_rate
+
+STAGE = dataclasses.replace(RECIPES["small"].stage("main"), seconds=100.0)
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(schedule.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_progress_follows_the_clock_over_several_calls(clock: Clock) -> None:
+    pace = Pace(STAGE, 0.0, 0.0, clock.now)
+    clock.now += 30
+    assert pace.at(5).progress == pytest.approx(0.3)
+    clock.now += 500  # another day
+    pace = Pace(STAGE, 0.3, 30.0, clock.now)
+    assert pace.at(5).progress == pytest.approx(0.3)
+    clock.now += 35
+    assert pace.at(9).progress == pytest.approx(0.65) and pace.spent == pytest.approx(65)
+    clock.now += 36
+    assert pace.at(10).progress == 1
+
+
+def test_what_a_kill_loses_is_made_up(clock: Clock) -> None:
+    """50 seconds gone, but saved at 0.3 only: the rest of the schedule fits the rest of the budget, without a jump."""
+    pace = Pace(STAGE, 0.3, 50.0, clock.now)
+    assert pace.at(0).progress == pytest.approx(0.3)
+    clock.now += 25
+    assert pace.at(1).progress == pytest.approx(0.65)
+    clock.now += 25
+    assert pace.at(2).progress == 1
+
+
+def test_slow_preparations_leave_half_of_the_time(clock: Clock) -> None:
+    pace = Pace(STAGE, 0.0, 0.0, clock.now - 500)
+    assert pace.at(0).progress == pytest.approx(0.5) and pace.spent == pytest.approx(500)
+    clock.now += 25
+    assert pace.at(1).progress == pytest.approx(0.75)
+
+
+def test_without_a_budget_steps_decide() -> None:
+    stage = dataclasses.replace(STAGE, seconds=None, steps=8)
+    assert [Pace(stage, 0.0, 0.0, 0.0).at(k).progress for k in range(9)] == [k / 8 for k in range(9)]
+
+
+def test_the_learning_rate_of_the_papers() -> None:
+    stage = RECIPES["paper"].stage("main")
+    rates = [learning_rate(stage, Moment(k, k / stage.steps)) for k in (99, 299_999, 300_000, 599_999)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+
+
+def test_the_learning_rate_comes_down_to_zero() -> None:
+    assert learning_rate(STAGE, Moment(500, 0.0)) == pytest.approx(STAGE.lr)
+    assert learning_rate(STAGE, Moment(500, 0.5)) == pytest.approx(STAGE.lr / 2)
+    assert learning_rate(STAGE, Moment(500, 1.0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_warm_up_keeps_its_share_of_the_time() -> None:
+    """Of 8,000 steps 500 are MSE and 2,000 let the rate of z in; of 100 seconds, 6.25 and 25."""
+    assert in_warmup(STAGE, Moment(10**6, 0.0624)) and not in_warmup(STAGE, Moment(0, 0.0626))
+    assert hyper_weight(STAGE, Moment(0, 0.125)) == pytest.approx(0.5)
+    assert hyper_weight(STAGE, Moment(0, 0.3)) == 1
+
+
+def test_a_stage_ends_in_time_and_its_model_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 7 seconds on the test's clock, in calls that are killed after 5 of them."""
+    clock = Clock(monkeypatch)
+    at = Crops.at
+
+    def slow(self: Crops, step: int) -> torch.Tensor:
+        clock.now += 7
+        return at(self, step)
+
+    monkeypatch.setattr(Crops, "at", slow)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    stage: Stage = dataclasses.replace(RECIPE.stage("main"), seconds=100.0)
+    calls = 0
+    for _ in range(5):
+        calls += 1
+        before = clock.now
+        monkeypatch.setattr(loop, "_stop_agreed", lambda *_, before=before: clock.now - before >= 35)
+        try:
+            train(Network(PRESETS["tiny"]), stage, 4.0, tmp_path, session(), clock.now)
+            break
+        except KeyboardInterrupt:
+            clock.now += 3600
+    assert calls == 3
+    state = torch.load(tmp_path / "main.pt", weights_only=True)
+    assert state["done"] and state["progress"] == 1 and state["step"] == math.ceil(100 / 7)
+    assert 100 <= state["seconds"] <= 107
+    names, *_, values = (line.split(",") for line in (tmp_path / "main.csv").read_text().splitlines())
+    last = dict(zip(names, values, strict=True))
+    assert last["step"] == "15" and float(last["lr"]) < 0.02 * stage.lr and last["val_msssim"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("20m", 1200), ("1h30m", 5400), ("90s", 90), ("45", 45), ("1.5h", 5400)])
+def test_times_are_read(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "soon", "20 m", "m20", "-5m", "0s", "20mm"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="give a time such as 20m"):
+        seconds(text)
+
+
+def test_a_ladder_shares_its_time_by_steps() -> None:
+    """One after the other, everything together takes the planned part of the budget."""
+    work = tasks(RECIPES["base"], warm=False)
+    shares = share_time(work, {}, 1, 1500.0)
+    assert sum(shares.values()) == pytest.approx(PLANNED * 1500)
+    assert shares[10.0, "main"] / shares[10.0, "hard"] == pytest.approx(60_000 / 8_000)
+    assert shares[10.0, "main"] / shares[14.0, "main"] == pytest.approx(60_000 / 8_000)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 4, 40])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_plan_for_several_jobs_takes_the_budget_and_breaks_no_need(jobs: int, warm: bool) -> None:
+    work = tasks(RECIPES["base"], warm)
+    shares = share_time(work, {work[0].key: 0.5}, jobs, 1000.0)
+    assert makespan(work, shares, jobs) == pytest.approx(PLANNED * 1000, rel=0.05)  # ties may fall otherwise
+    assert sum(shares.values()) <= jobs * 1000
+
+
+def test_each_task_needs_the_stage_before_and_its_neighbours() -> None:
+    """Whatever the number of jobs, a task starts after everything that it loads is there."""
+    work = tasks(RECIPES["small"], warm=False)
+    needs = {task.key: set(task.needs) for task in work}
+    assert needs[6.0, "main"] == set() and needs[6.0, "joint"] == {(6.0, "post_filter")}
+    assert needs[12.0, "main"] == {(6.0, "main")}
+    assert needs[30.0, "post_filter"] == {(30.0, "main"), (12.0, "post_filter")}
+    done: set[object] = set()
+    for task in work:  # the order itself is one that a single job can follow
+        assert needs[task.key] <= done
+        done.add(task.key)
+    assert [t.key for t in ready(work, {t.key for t in work}, 9)] == [(6.0, "main")]
+    assert all(not t.needs for t in tasks(RECIPES["small"], warm=True) if t.stage.name == "main")

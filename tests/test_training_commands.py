@@ -1,0 +1,98 @@
+"""The stage scripts and export on a real folder, and what they say to mistakes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import Result, assert_refused, call
+from tests.conftest import noise_picture
+from training import export, ladder, log, plot
+from training.stage import main
+
+Stage = Callable[[str], Result]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for k in range(3):
+        Image.fromarray(noise_picture(200, 200, k)).save(folder / f"{k}.png")
+    return folder
+
+
+def stage(name: str, *arguments: object) -> Result:
+    return call(lambda: main(name, "text"), "--preset", "tiny", *arguments)  # type: ignore[arg-type]
+
+
+def test_from_photos_to_a_decoded_picture(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = ("--lmbda", 4, "--data", data, "--run", run, "--steps", 1)
+    assert_refused(stage("joint", *common), "run the stage before")
+    first = stage("main", *common)
+    assert first.code == 0, first.stderr
+    assert "scale_bound  0.11" in first.stdout
+    assert_refused(stage("main", *common), "--resume", "--overwrite")
+    assert_refused(stage("main", "--lmbda", 5, *common[2:], "--resume"), "lambda")
+    assert_refused(stage("main", *common[:-1], 2, "--resume"), "other settings", "steps")
+    assert stage("main", *common, "--resume").code == 0
+    assert stage("main", *common, "--overwrite", "--no-tensorboard").code == 0
+    (run / "post_filter.pt").write_bytes((run / "main.pt").read_bytes()[:1000])
+    assert_refused(stage("joint", *common), "not a checkpoint")
+    assert_refused(call(export.main, run, "-o", tmp_path / "weights"), "not a checkpoint")
+    (run / "post_filter.pt").unlink()
+    assert call(export.main, run, "-o", tmp_path / "weights").code == 0
+
+    from submission import decode, encode
+
+    at = ("--weights", tmp_path / "weights")
+    assert call(encode.main, data / "0.png", "-o", tmp_path, *at).code == 0
+    assert call(decode.main, tmp_path / "0.clic", "-o", tmp_path / "out", *at).code == 0
+    assert np.asarray(Image.open(tmp_path / "out" / "0.png")).shape == (200, 200, 3)
+
+    assert list((run / "tensorboard" / "main").glob("events*"))
+    drawn = call(plot.main, run, "-o", tmp_path / "curves.png")
+    assert drawn.code == 0, drawn.stderr
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+
+
+def test_mistakes_get_one_line(data: Path, tmp_path: Path) -> None:
+    common = ("--lmbda", 4, "--data", data, "--run", tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    assert_refused(
+        stage("main", "--lmbda", 4, "--data", tmp_path / "empty", "--run", tmp_path / "x"), "usable pictures"
+    )
+    assert_refused(stage("main", "--lmbda", 4, "--data", tmp_path / "no", "--run", tmp_path / "x"), "not a folder")
+    assert_refused(stage("main", *common, "--steps", 0), "--steps")
+    assert_refused(stage("main", *common, "--batch", 0), "--batch")
+    assert_refused(stage("main", *common, "--time-budget", "soon"), "20m")
+    assert_refused(stage("main", "--lmbda", -1, *common[2:]), "positive")
+    assert_refused(stage("main", *common, "--init", tmp_path / "empty"), "--init", "neither")
+    assert_refused(stage("main", *common[:4], "--run", data / "0.png"), "not a folder")
+    of_ladder = ("--preset", "tiny", "--data", data, "--run", tmp_path / "run")
+    assert_refused(call(ladder.main, *of_ladder, "--lmbda", 12), "must include 3")
+    assert_refused(call(ladder.main, *of_ladder, "--jobs", 0), "--jobs")
+    assert_refused(call(plot.main, tmp_path / "empty", "-o", tmp_path / "x.png"), "no logs")
+
+
+def test_without_tensorboard_one_line_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise ModuleNotFoundError(name)
+
+    log._writer.cache_clear()
+    monkeypatch.setattr(log.importlib, "import_module", missing)
+    result = stage("main", "--lmbda", 4, "--data", data, "--run", tmp_path / "run", "--steps", 1)
+    log._writer.cache_clear()
+    assert result.code == 0 and result.stderr.count("tensorboard is not installed") == 1
+    assert (tmp_path / "run" / "main.csv").exists() and not (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_a_ladder_with_a_used_up_budget_says_so(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "time.json").write_text('{"seconds": 100}')
+    result = call(ladder.main, "--preset", "tiny", "--data", data, "--run", run, "--time-budget", "1m")
+    assert_refused(result, "used up with 8 stages to go")

@@ -1,0 +1,146 @@
+"""Training survives: kills, steps that are not finite, full disks, damaged and foreign checkpoints."""
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from submission.config import PRESETS
+from submission.errors import UserError
+from submission.network import Network
+from tests.training_kit import RECIPE, equal, run_all, session, weights
+from training import checkpoint, loop
+from training.checkpoint import load_checkpoint
+from training.crops import Crops
+from training.loop import train
+from training.recipe import STAGES, Stage
+
+
+def train_main(stage: Stage, run: Path, lmbda: float = 4.0) -> None:
+    torch.manual_seed(stage.seed)
+    train(Network(PRESETS["tiny"]), stage, lmbda, run, session(), 0.0)
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make training end like a killed process after so many more steps."""
+    at, calls = Crops.at, 0
+
+    def counted(self: Crops, step: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise ConnectionAbortedError
+        return at(self, step)
+
+    monkeypatch.setattr(Crops, "at", counted)
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_all(tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", (0.0, 0.0))  # a checkpoint after every step
+    for _ in range(40):
+        with monkeypatch.context() as patch:
+            killed_after(patch, 2)
+            try:
+                run_all(tmp_path / "run")
+                break
+            except ConnectionAbortedError:
+                continue
+    for name in STAGES:
+        assert equal(tmp_path / "whole" / f"{name}.pt", tmp_path / "run" / f"{name}.pt"), name
+
+
+def test_what_a_kill_loses_leaves_no_line_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    stage = dataclasses.replace(RECIPE.stage("main"), steps=5)
+    with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        killed_after(patch, 3)  # and no checkpoint yet
+        train_main(stage, tmp_path)
+    train_main(stage, tmp_path)
+    steps = [line.split(",")[0] for line in (tmp_path / "main.csv").read_text().splitlines()[1:]]
+    assert steps == ["1", "2", "3", "4", "5"]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device: the weights and Adam's averages are as if the step had not been."""
+    at, seen = Crops.at, []
+    original = loop.Learner.step
+
+    def poisoned(self: Crops, step: int) -> torch.Tensor:
+        return at(self, step) * (float("nan") if step == 1 else 1.0)
+
+    def watched(self: loop.Learner, *arguments: object) -> object:
+        result = original(self, *arguments)  # type: ignore[arg-type]
+        moments = [state["exp_avg"].clone() for state in self.optimizer.state.values()]
+        seen.append([*(p.detach().clone() for p in self.parameters), *moments])
+        return result
+
+    monkeypatch.setattr(Crops, "at", poisoned)
+    monkeypatch.setattr(loop.Learner, "step", watched)
+    train_main(dataclasses.replace(RECIPE.stage("main"), steps=3), tmp_path)
+    assert torch.load(tmp_path / "main.pt", weights_only=True)["skipped"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(seen[1], seen[2], strict=True))
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path / "main.pt").values())
+    line = (tmp_path / "main.csv").read_text().splitlines()[-1]
+    assert "nan" not in line
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = dataclasses.replace(RECIPE.stage("main"), steps=4)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    save, calls = torch.save, 0
+
+    def fills(state: object, path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", fills)
+    with pytest.raises(UserError, match="last good one is intact"):
+        train_main(stage, tmp_path)
+    assert load_checkpoint(tmp_path / "main.pt", PRESETS["tiny"], stage, 4.0)["step"] == 1
+    assert not list(tmp_path.glob("*.part"))
+    train_main(stage, tmp_path)
+    train_main(stage, tmp_path / "..")  # another folder, uninterrupted
+    assert equal(tmp_path / "main.pt", tmp_path / ".." / "main.pt")
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
+    stage = dataclasses.replace(RECIPE.stage("main"), steps=1)
+    train_main(stage, tmp_path)
+    path = tmp_path / "main.pt"
+    with pytest.raises(UserError, match="lambda 4, not 5"):
+        load_checkpoint(path, None, None, 5.0)
+    with pytest.raises(UserError, match="another network"):
+        load_checkpoint(path, PRESETS["small"], None, None)
+    with pytest.raises(UserError, match=r"other settings of this stage \(lr, crop\)"):
+        load_checkpoint(path, None, dataclasses.replace(stage, lr=1.0, crop=256), None)
+    load_checkpoint(path, None, dataclasses.replace(stage, seconds=60.0), None)  # a budget may change
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(path, None, None, None)
+
+
+def test_checkpoints_of_before_this_version_are_read(tmp_path: Path) -> None:
+    stage = dataclasses.replace(RECIPE.stage("main"), steps=1)
+    train_main(stage, tmp_path)
+    state = torch.load(tmp_path / "main.pt", weights_only=True)
+    for name in ("progress", "seconds"):
+        del state[name]
+    del state["stage"]["seconds"]
+    torch.save(state, tmp_path / "main.pt")
+    assert load_checkpoint(tmp_path / "main.pt", PRESETS["tiny"], stage, 4.0)["done"]
+
+
+def test_a_checkpoint_holds_no_more_than_numbers(tmp_path: Path) -> None:
+    """It is read with `weights_only`, so a foreign file cannot run code."""
+    torch.save({"config": np.ones}, tmp_path / "main.pt")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "main.pt", None, None, None)
