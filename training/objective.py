@@ -14,7 +14,7 @@ from training.loss import Padded, distortion
 from training.noise import Noise
 from training.quantization import quantize
 from training.recipe import Stage
-from training.schedule import Moment, hyper_weight, in_warmup
+from training.schedule import Moment, in_warmup
 
 #: MSE of pictures in [0, 1] weighs this many times 1 - MS-SSIM: the ratio of the lambdas that peers pair up.
 MSE_WEIGHT = 50.0
@@ -79,8 +79,7 @@ def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lm
     x_hat, y_bpp, z_bpp = made
     true, seen = batch.valid(batch.x), batch.valid(x_hat)
     d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
-    counted = y_bpp + z_bpp * hyper_weight(stage, now)
-    total = lmbda * d if stage.name == "post_filter" else counted + lmbda * d
+    total = lmbda * d if stage.name == "post_filter" else y_bpp + z_bpp + lmbda * d
     return Loss(total, y_bpp + z_bpp, z_bpp, d)
 
 

@@ -47,17 +47,19 @@ def tasks(recipe: Recipe, warm: bool) -> list[Task]:
     """All stages of all lambdas, so that a usable ladder exists early and grows; `warm`: every model starts from a
     trained one, none from its neighbour.
 
-    A stage needs the one before it; the first two also those of the neighbour that they start from. So a neighbour's
+    Each has crops of its own, since a model has seen those of the models that it comes from. A stage needs the one
+    before it; the first two also those of the neighbour that they start from. So a neighbour's
     first stage can run beside the later stages of the model it comes from.
     """
     found = []
-    for lmbda, neighbour in order(recipe.lambdas, recipe.base):
+    for place, (lmbda, neighbour) in enumerate(order(recipe.lambdas, recipe.base)):
         start = None if warm else neighbour
         for k, name in enumerate(STAGES):
             stage = recipe.stage(name)
+            stage = dataclasses.replace(stage, seed=stage.seed + place * len(STAGES) + k)
             if warm or neighbour is not None:
                 lr = min(stage.lr, 3e-4)
-                stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0, hyper_ramp=0)
+                stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0)
             before: list[Key] = [(lmbda, STAGES[k - 1])] if k else []
             if start is not None and name in ("main", "post_filter"):
                 before.append((start, name))

@@ -27,8 +27,6 @@ class Stage:
     batch: int
     #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
     warmup: int = 0
-    #: Steps over which the rate of z comes to count.
-    hyper_ramp: int = 0
     #: Algorithm 1 of the 2020 paper: largest simulated padding in pixels; 0 switches it off.
     padding: int = 0
     #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
@@ -83,7 +81,7 @@ def _short_stages(
     """The same four stages for hours instead of weeks: higher rates that fall to zero."""
     later = Stage("post_filter", post_filter, 6e-4, "cosine", crop, batch)
     return (
-        dataclasses.replace(later, name="main", steps=main, warmup=main // 16, hyper_ramp=main // 4),
+        dataclasses.replace(later, name="main", steps=main, warmup=main // 16),
         later,
         dataclasses.replace(later, name="joint", steps=joint, lr=2e-4, padding=20),
         dataclasses.replace(later, name="hard", steps=hard, lr=2e-4, padding=20, scale_bound=1e-6),

@@ -34,11 +34,6 @@ def in_warmup(stage: Stage, now: Moment) -> bool:
     return now.progress < stage.warmup / stage.steps
 
 
-def hyper_weight(stage: Stage, now: Moment) -> float:
-    """How much the rate of z counts."""
-    return min(1.0, now.progress * stage.steps / stage.hyper_ramp) if stage.hyper_ramp else 1.0
-
-
 class Pace:
     """How far a stage has come: the share of its steps that are done, or of its seconds where it has a time budget.
 

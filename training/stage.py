@@ -73,10 +73,9 @@ def main(name: StageName, description: str) -> int:
 
 def _with_options(stage: Stage, options: argparse.Namespace, init: Path | None) -> Stage:
     if options.steps:
-        warmup, ramp = min(stage.warmup, options.steps // 16), min(stage.hyper_ramp, options.steps // 4)
-        stage = dataclasses.replace(stage, steps=options.steps, warmup=warmup, hyper_ramp=ramp)
-    if init:  # a model that works already needs neither
-        stage = dataclasses.replace(stage, warmup=0, hyper_ramp=0)
+        stage = dataclasses.replace(stage, steps=options.steps, warmup=min(stage.warmup, options.steps // 16))
+    if init:  # a model that works already needs none
+        stage = dataclasses.replace(stage, warmup=0)
     budget = seconds(options.time_budget) if options.time_budget else None
     changed = {"seed": options.seed, "batch": options.batch, "seconds": budget}
     return dataclasses.replace(stage, **{k: v for k, v in changed.items() if v is not None})
