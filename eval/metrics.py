@@ -130,7 +130,7 @@ def _mean_similarity(total: Integers, difference: Integers, unit: int, luminance
         if luminance:
             structure *= (mean_s - mean_d + c1) / (mean_s + mean_d + c1)
         similarity += float(np.sum(structure))
-    return similarity / (3 * positions_down * positions_across)
+    return float(similarity / (3 * positions_down * positions_across))
 
 
 def _windowed_means(planes: Array, taps: int) -> Array:
