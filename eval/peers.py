@@ -141,7 +141,7 @@ def _read_rows(table: Path, peer: Peer) -> dict[Key, Row]:
         return {}
     except (EmptyDataError, ParserError, UnicodeDecodeError):
         raise UserError(f"{table}: not a table of candidates; move it away") from None
-    if rows and not TELLTALE <= set(rows[0]):
+    if rows and not set(rows[0]) >= TELLTALE:
         raise UserError(f"{table}: not a table of eval.peers; move it away")
     if rows and list(rows[0]) != COLUMNS:
         return {}  # of an earlier version
