@@ -97,7 +97,8 @@ def _curve(axes: Axes, line: Line, kind: str) -> str:
 
 def _labels(axes: Axes, lines: Sequence[Line]) -> list[str]:
     """The names at the ends of their curves, pushed apart where they would overlap."""
-    ends = sorted((axes.y(line.points[-1][1]), axes.x(line.points[-1][0]), line) for line in lines)
+    ends = [(axes.y(line.points[-1][1]), axes.x(line.points[-1][0]), line) for line in lines]
+    ends.sort(key=lambda end: end[0])
     placed: list[float] = []
     for y, _, _ in ends:
         placed.append(max(y, placed[-1] + LABEL_STEP) if placed else y)
