@@ -41,20 +41,21 @@ class Axes:
 def rate_distortion(title: str, marks: Sequence[str], lines: Sequence[Line], grey: Sequence[Line] = ()) -> str:
     """Curves over the rate; `grey` ones lie behind. Grid lines stand at the rates `marks`. Empty if nothing is finite.
 
-    The axes fit `lines`; what of `grey` lies beyond them is cut off.
+    The rates are those of `lines`; what of `grey` lies beyond them is cut off.
     """
-    lines = [_finite(line) for line in lines]
-    lines = sorted((line for line in lines if line.points), key=lambda line: line.style == OURS)  # ours on top
+    lines, grey = ([line for line in map(_finite, kind) if line.points] for kind in (lines, grey))
+    lines = sorted(lines, key=lambda line: line.style == OURS)  # ours on top
     if not lines:
         return ""
-    rates, levels = zip(*(point for line in lines for point in line.points), strict=True)
+    rates = [rate for line in lines for rate, _ in line.points]
+    levels = [level for line in (*lines, *grey) for _, level in line.points]
     floor = math.floor(min(levels))
     axes = Axes((min(rates) / 1.06, max(rates) * 1.06), (floor, max(math.ceil(max(levels)), floor + 1)))
     plot = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
     clip = "clip-" + "".join(filter(str.isalnum, title))
     parts = [f'<clipPath id="{clip}"><rect {plot}/></clipPath>', *_grid(axes, title, marks)]
     parts.append(f'<g clip-path="url(#{clip})">')
-    parts += [_curve(axes, line, "published") for line in map(_finite, grey) if line.points]
+    parts += [_curve(axes, line, "published") for line in grey]
     parts += [_curve(axes, line, "measured") for line in lines]
     parts.append("</g>")
     parts += _labels(axes, lines)
