@@ -9,7 +9,7 @@ from eval.points import OURS, Point
 
 WIDTH, HEIGHT = 600, 400
 LEFT, RIGHT, TOP, BOTTOM = 46, 92, 16, 44
-LABEL_STEP = 13.5  #: least distance of two labels, in the drawing's units
+LABEL_STEP, LABEL_WIDTH = 13.5, 62  #: of a label, in the drawing's units
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,19 @@ def _curve(axes: Axes, line: Line, kind: str) -> str:
 
 
 def _labels(axes: Axes, lines: Sequence[Line]) -> list[str]:
-    """The names at the ends of their curves, pushed apart where they would overlap."""
-    ends = [(axes.y(line.points[-1][1]), axes.x(line.points[-1][0]), line) for line in lines]
-    ends.sort(key=lambda end: end[0])
-    placed: list[float] = []
-    for y, _, _ in ends:
-        placed.append(max(y, placed[-1] + LABEL_STEP) if placed else y)
-    if (over := placed[-1] - (HEIGHT - BOTTOM)) > 0:
-        placed = [y - over for y in placed]
-    return [
-        f'<text class="label {line.style}" x="{x + 8:.1f}" y="{y + 4:.1f}">{html.escape(line.name)}</text>'
-        for y, (_, x, line) in zip(placed, ends, strict=True)
-    ]
+    """The names at the ends of their curves, from the top, each pushed down below those that it would touch."""
+    ends = sorted(
+        [(axes.y(line.points[-1][1]), axes.x(line.points[-1][0]), line) for line in lines], key=lambda e: e[0]
+    )
+    placed: list[tuple[float, float]] = []
+    parts = []
+    for y, x, line in ends:
+        near = [other for left, other in placed if abs(left - x) < LABEL_WIDTH]
+        y = max([y, *(other + LABEL_STEP for other in near)])
+        placed.append((x, y))
+        label = f'x="{x + 8:.1f}" y="{y + 4:.1f}"'
+        parts.append(f'<text class="label {line.style}" {label}>{html.escape(line.name)}</text>')
+    return parts
 
 
 def bytes_used(points: Sequence[Point]) -> str:

@@ -23,6 +23,7 @@ from eval.curves import Curves, bd_rates
 from eval.metrics import ms_ssim_db
 from eval.points import OURS, Point
 from eval.score import PictureScore
+from submission import console
 from submission.files import Picture, list_images, read_image, write_bytes
 
 PAGE = Path(__file__).parent / "page"
@@ -48,7 +49,7 @@ def write(path: Path, originals: Path, points: Sequence[Point], curves: Curves, 
     """Write the report of `points` and `curves`, measured on the folder `originals` with `commands`, to `path`."""
     pictures = {picture.stem: picture for picture in list_images([originals])}
     shown = worst_first(points)[:SHOWN_PICTURES] or list(pictures)[:SHOWN_PICTURES]
-    views = {stem: _views(pictures[stem], points) for stem in shown}
+    views = {stem: _views(pictures[stem], points) for stem in console.progress(shown, "decoding the worst")}
     how, sources = _embed({stem: view for stem, (view, _) in views.items()})
     data = {
         "rates": list(dict.fromkeys(point.bpp for point in points)),
@@ -56,7 +57,7 @@ def write(path: Path, originals: Path, points: Sequence[Point], curves: Curves, 
         "pictures": [_numbers(stem, path.name, points) for stem, path in pictures.items()],
         "shown": {stem: {"sources": sources[stem], "part": views[stem][1]} for stem in shown},
     }
-    set_name = published.set_name(map(read_image, pictures.values()))
+    set_name = published.set_name(map(read_image, console.progress(pictures.values(), "recognising the set")))
     parts = {
         "LEAD": f"{_count(len(pictures), 'picture')} · {points[0].pixels:,} pixels · one byte cap for the whole set",
         "TILES": _tiles(points),
