@@ -1,63 +1,61 @@
-"""Our codec and JPEG, WebP and AVIF on one folder of pictures, at the byte caps of the challenge.
+"""Our codec and its peers on one folder of pictures, at the byte caps of the challenge.
 
 Every codec chooses a quality for each picture under the cap of the set, with `ratecontrol.allocate`. Ours is then
-packaged, and its decoder runs apart from everything, as the judge would run it (`eval.simulate`); every codec is scored
-from PNGs decoded from the files that were counted. A second run measures only what changed.
+packaged, and its decoder runs apart from everything, as the judge would run it (`eval.simulate`). Peers that are not
+installed are named and left out. A run that was stopped goes on where it was; a later one measures only what changed,
+so with new weights only ours. RESULTS gets report.html, which shows it all.
 """
 
 import argparse
 import dataclasses
-import shutil
-import subprocess
+import importlib.metadata
+import math
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from eval import peers
-from eval.metrics import SetScore, ms_ssim_db
-from eval.score import PictureScore, aligned, byte_cap, find_streams, parse_bpp, pool, score_pictures
-from eval.simulate import decoded
+from eval import peers, report
+from eval.curves import Curves, as_table, bd_rates, curve
+from eval.metrics import ms_ssim_db
+from eval.points import OURS, Point, our_point, peer_point, run_module
+from eval.score import aligned
+from ratecontrol.budget import parse_bpp
 from submission import console
 from submission.errors import UserError
-from submission.files import list_images, make_folder, write_bytes, write_png
+from submission.files import list_images, make_folder, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 #: The rate points of the challenge, in bits per pixel.
 RATES = ("0.075", "0.15", "0.30")
 
-OURS = "ours"
+#: Where the text results of each release are kept.
+RELEASES = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Point:
-    """What one codec makes of the set at one rate; without pictures where even its smallest files exceed the cap."""
+class Comparison:
+    """Every codec at every rate, its curve, and the table of candidates that both come from."""
 
-    bpp: str
-    codec: str
-    cap: int
-    smallest: int  #: bytes of the set at the codec's lowest quality
-    pixels: int
-    pictures: list[PictureScore] = dataclasses.field(default_factory=list)
-    decoded: Path = Path()  #: folder of the decoded PNGs
-    encode_seconds: float = float("nan")  #: mean per picture
-    decode_seconds: float = float("nan")  #: mean per picture; ours includes starting the decoder
-    decode_peak_bytes: int | None = None  #: memory of our decoder
-
-    @property
-    def bytes(self) -> int:
-        return sum(picture.bytes or 0 for picture in self.pictures)
-
-    @property
-    def total(self) -> SetScore:
-        return pool(self.pictures)
+    points: list[Point]
+    curves: Curves
+    tables: dict[str, Path]
 
 
-def compare(folder: Path, results: Path, weights: Path, rates: Sequence[str]) -> list[Point]:
-    """Measure, allocate, decode and score; leaves scores.csv and images.tsv in `results` and returns every point.
+def compare(
+    folder: Path,
+    results: Path,
+    weights: Path,
+    rates: Sequence[str],
+    names: Sequence[str] = (),
+    commands: Sequence[str] = (),
+) -> Comparison:
+    """Measure, allocate, decode and score ours and the peers called `names` (all, if none); writes into `results`.
+
+    `commands`, for people to repeat, are shown in the report.
 
     Raises UserError if `results` holds anything that an earlier comparison did not leave there.
     """
@@ -65,17 +63,25 @@ def compare(folder: Path, results: Path, weights: Path, rates: Sequence[str]) ->
         parse_bpp(rate)
     list_images([folder])
     Ladder.load(weights)  # bad input of any kind is found before anything is written
-    tables_folder = open_results(results)
-    tables = {OURS: tables_folder / f"{OURS}.csv"}
-    _module("ratecontrol.measure", folder, "-o", tables[OURS], "--weights", weights, "--replace")
-    tables |= peers.measure(folder, tables_folder, peers.available())
-    work = [(rate, codec) for rate in rates for codec in tables]
+    chosen = {peer.name: peer for peer in peers.available(names)}
+    place = open_results(results)
+    tables = {OURS: place / f"{OURS}.csv"}
+    run_module("ratecontrol.measure", folder, "-o", tables[OURS], "--weights", weights, "--replace")
+    tables |= peers.measure(folder, place, chosen.values())
     points = []
-    for rate, codec in console.progress(work, "comparing"):
-        points.append(_point(folder, results / rate / codec, tables[codec], weights, rate, codec))
-    write_bytes(results / "scores.csv", scores(points).to_csv(index=False, na_rep="nan").encode())
-    write_bytes(results / "images.tsv", images(points).to_csv(index=False, na_rep="nan", sep="\t").encode())
-    return points
+    for rate, codec in console.progress([(rate, codec) for rate in rates for codec in tables], "comparing"):
+        where = results / rate / codec
+        if codec == OURS:
+            points.append(our_point(folder, where, tables[codec], weights, rate))
+        else:
+            points.append(peer_point(where, tables[codec], rate, chosen[codec]))
+    curves = {codec: curve(table) for codec, table in console.progress(tables.items(), "curves", len(tables))}
+    found = Comparison(points, curves, tables)
+    _write_csv(results / "scores.csv", scores(points))
+    for name, frame in texts(found).items():
+        write_bytes(results / name, _tsv(frame))
+    report.write(results / "report.html", folder, points, curves, commands)
+    return found
 
 
 def open_results(results: Path) -> Path:
@@ -87,64 +93,27 @@ def open_results(results: Path) -> Path:
     return make_folder(tables)
 
 
-def _module(module: str, *arguments: object) -> None:
-    """Run `python -m module`, showing only its progress; if it fails, its error line and exit code become ours."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(done.returncode)
+def keep(found: Comparison, name: str) -> Path:
+    """Keep the text results, without anything that differs from run to run, under the version of this project."""
+    place = make_folder(RELEASES / importlib.metadata.version("clic-pipeline"))
+    for file, frame in {**texts(found), "candidates.tsv": candidates(found.tables)}.items():
+        write_bytes(place / f"{name}-{file}", _tsv(frame))
+    return place
 
 
-def _point(folder: Path, place: Path, table: Path, weights: Path, rate: str, codec: str) -> Point:
-    """Allocate, decode and score one codec at one rate, in the folder `place`."""
-    candidates = pd.read_csv(table)
-    sizes = candidates.drop_duplicates("image")
-    pixels = int((sizes["width"] * sizes["height"]).sum())
-    smallest = int(candidates.groupby("image")["bytes"].min().sum())
-    point = Point(rate, codec, byte_cap(parse_bpp(rate), pixels), smallest, pixels)
-    if smallest > point.cap:
-        return point
-    choice = make_folder(place) / "choice.csv"
-    _module("ratecontrol.allocate", table, "--bpp", rate, "-o", choice)
-    pictures = place / "decoded"
-    shutil.rmtree(pictures, ignore_errors=True)
-    make_folder(pictures)
-    if codec == OURS:
-        streams = place / "submission"
-        _module(
-            "ratecontrol.package", folder, choice, "-o", streams, "--weights", weights, "--bpp", rate, "--overwrite"
-        )
-        with decoded(streams, folder) as run:
-            for path in run.folder.rglob("*.png"):
-                shutil.copy(path, pictures)
-        seconds, peak = run.seconds, run.peak_bytes
-    else:
-        streams, peak = place / "streams", None
-        seconds = _decode_peer(choice, streams, pictures)
-    scored = score_pictures(folder, pictures, find_streams(streams, "*.clic" if codec == OURS else "*"))
-    return dataclasses.replace(
-        point,
-        pictures=scored,
-        decoded=pictures,
-        encode_seconds=float(pd.read_csv(choice)["encode_seconds"].mean()),
-        decode_seconds=seconds / len(scored),
-        decode_peak_bytes=peak,
-    )
+def texts(found: Comparison) -> dict[str, pd.DataFrame]:
+    """The results that are the same in every run, by file name."""
+    untimed = [column for column in SCORE_COLUMNS if not column.startswith(("encode", "decode"))]
+    return {
+        "scores.tsv": scores(found.points)[untimed],
+        "images.tsv": images(found.points),
+        "curves.tsv": as_table(found.curves),
+        "bd-rates.tsv": pd.DataFrame(bd_rates(found.curves, OURS), columns=["anchor", "at_msssim", "at_psnr"]),
+    }
 
 
-def _decode_peer(choice: Path, streams: Path, pictures: Path) -> float:
-    """Collect the chosen files of a peer in `streams`, decode them to `pictures`; returns the seconds that took."""
-    shutil.rmtree(streams, ignore_errors=True)
-    make_folder(streams)
-    seconds = 0.0
-    for row in pd.read_csv(choice, keep_default_na=False).to_dict("records"):
-        stem, source = Path(str(row["image"])).stem, choice.parent / str(row["stream"])
-        stream = streams / (stem + source.suffix)
-        shutil.copy(source, stream)
-        start = time.perf_counter()
-        picture = peers.decompress(stream.read_bytes())
-        seconds += time.perf_counter() - start
-        write_png(pictures / f"{stem}.png", picture)
-    return seconds
+SCORE_COLUMNS = ["bpp_target", "codec", "bytes", "cap", "msssim", "psnr", "msssim_db", "bpp"]
+SCORE_COLUMNS += ["encode_seconds", "decode_seconds", "decode_peak_bytes", "smallest_bytes", "images", "pixels"]
 
 
 def scores(points: Sequence[Point]) -> pd.DataFrame:
@@ -160,9 +129,7 @@ def scores(points: Sequence[Point]) -> pd.DataFrame:
             row |= {"decode_peak_bytes": point.decode_peak_bytes}
         row |= {"smallest_bytes": point.smallest, "images": len(point.pictures), "pixels": point.pixels}
         rows.append(row)
-    columns = ["bpp_target", "codec", "bytes", "cap", "msssim", "psnr", "msssim_db", "bpp"]
-    columns += ["encode_seconds", "decode_seconds", "decode_peak_bytes", "smallest_bytes", "images", "pixels"]
-    return pd.DataFrame(rows, columns=columns).astype({"bytes": "Int64", "decode_peak_bytes": "Int64"})
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS).astype({"bytes": "Int64", "decode_peak_bytes": "Int64"})
 
 
 def images(points: Sequence[Point]) -> pd.DataFrame:
@@ -173,6 +140,21 @@ def images(points: Sequence[Point]) -> pd.DataFrame:
             row = {"bpp_target": float(point.bpp), "codec": point.codec, **dataclasses.asdict(score)}
             rows.append({**row, "bpp": 8 * (score.bytes or 0) / score.pixels, "psnr": score.psnr})
     return pd.DataFrame(rows)
+
+
+def candidates(tables: dict[str, Path]) -> pd.DataFrame:
+    """One row a codec, picture and quality: every rate-distortion point that was measured."""
+    columns = ["image", "width", "height", "quality", "bytes", "msssim", "sse"]
+    frames = [pd.read_csv(table)[columns].assign(codec=codec) for codec, table in tables.items()]
+    return pd.concat(frames).sort_values(["codec", "image", "quality"])[["codec", *columns]]
+
+
+def _tsv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False, na_rep="nan", sep="\t", lineterminator="\n", float_format="%.10g").encode()
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    write_bytes(path, frame.to_csv(index=False, na_rep="nan", lineterminator="\n").encode())
 
 
 def table(points: Sequence[Point]) -> str:
@@ -191,6 +173,17 @@ def table(points: Sequence[Point]) -> str:
     return aligned(lines)
 
 
+def bd_table(curves: Curves) -> str:
+    """Our BD-rate against each peer as text."""
+    lines = [["BD-rate of ours against", "at equal MS-SSIM (dB)", "at equal PSNR"]]
+    lines += [[found.anchor, _percent(found.at_msssim), _percent(found.at_psnr)] for found in bd_rates(curves, OURS)]
+    return aligned(lines)
+
+
+def _percent(value: float) -> str:
+    return "no common quality" if math.isnan(value) else f"{value:+.1%}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m eval.compare",
@@ -204,9 +197,16 @@ def main() -> int:
     parser.add_argument(
         "--bpp", nargs="+", default=RATES, metavar="RATE", help="rate points (default: the challenge's)"
     )
+    parser.add_argument("--codecs", nargs="+", default=(), metavar="NAME", help="peers (default: all installed)")
+    parser.add_argument("--keep", metavar="NAME", help="also keep the text results as eval/results/VERSION/NAME-*.tsv")
     options = parser.parse_args()
-    print(table(compare(options.folder, options.output, options.weights, options.bpp)))
-    print(f"written to {options.output}: scores.csv, images.tsv, and for each rate the submission and decoded pictures")
+    command = shlex.join(["python", "-m", "eval.compare", *sys.argv[1:]])
+    found = compare(options.folder, options.output, options.weights, options.bpp, options.codecs, [command])
+    print(table(found.points))
+    print(bd_table(found.curves))
+    print(f"{options.output / 'report.html'}: everything at a glance; scores.csv and *.tsv beside it: the numbers")
+    if options.keep:
+        print(f"{keep(found, options.keep)}: {options.keep}-*.tsv")
     return 0
 
 

@@ -1,15 +1,16 @@
-"""The whole pipeline on a few photos: our codec, JPEG, WebP and AVIF at the three rates, a table and a report.
+"""The whole pipeline on a few photos: our codec and the peers that are installed, at the three rates, with a report.
 
 Without IMAGES it takes the photos that come inside scikit-image.
 """
 
 import argparse
 import importlib.util
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
-from eval import report
-from eval.compare import RATES, compare, open_results, table
+from eval.compare import RATES, bd_table, compare, open_results, table
 from submission import console
 from submission.errors import UserError
 from submission.files import make_folder
@@ -48,9 +49,10 @@ def main() -> int:
     folder = options.images
     if folder is None:
         folder = photos(open_results(options.output).parent / "photos")
-    points = compare(folder, options.output, options.weights, RATES)
-    report.write(options.output / "report.html", folder, points)
-    print(table(points))
+    command = shlex.join(["python", "-m", "eval.demo", *sys.argv[1:]])
+    found = compare(folder, options.output, options.weights, RATES, commands=[command])
+    print(table(found.points))
+    print(bd_table(found.curves))
     print(
         f"{options.output / 'scores.csv'}: these numbers; {options.output / 'report.html'}: the pictures side by side"
     )

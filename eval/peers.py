@@ -1,30 +1,27 @@
-"""Measure JPEG, WebP and AVIF as `ratecontrol.measure` measures ours: a table of candidates for each codec.
+"""Measure the peer codecs as `ratecontrol.measure` measures ours: a table of candidates for each.
 
-The encoders are those inside Pillow, on one core, with the settings that spend their bytes best; only the quality
-varies. From the tables `ratecontrol.allocate` chooses a quality for each picture under the cap of the set, so a peer
-gets exactly the freedom that our codec has. A second run measures only what changed.
+The codecs and their settings are those of `eval.codecs`. From the tables `ratecontrol.allocate` chooses a quality for
+each picture under the cap of the set, so a peer gets exactly the freedom that our codec has. Every file is written and
+read again before it is scored. A run that was stopped goes on where it was; a later one measures only what changed.
 """
 
 import argparse
 import contextlib
 import functools
 import hashlib
-import io
 import math
 import os
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import PIL
 from pandas.errors import EmptyDataError, ParserError
-from PIL import Image, features
 
+from eval.codecs import PEERS, Peer
 from eval.metrics import ms_ssim, squared_error
 from submission import console
 from submission.errors import UserError
@@ -40,79 +37,49 @@ COLUMNS = [
     "msssim",
     "sse",
     "encode_seconds",
+    "decode_seconds",
     "image_sha256",
     "settings",
     "stream",
 ]
 
+#: Columns that tell a table of this command from another.
+TELLTALE = {"image_sha256", "settings", "stream"}
+
+Row = dict[str, object]
+Key = tuple[str, str, int]  #: what makes a measurement: the picture's name, the hash of its file, the quality
+
 
 @dataclass(frozen=True)
-class Peer:
-    """A codec of Pillow's: its settings, and the qualities (of 0 to 100) to choose from, dense at low rates."""
+class Task:
+    """One picture to encode at one quality."""
 
-    name: str
-    suffix: str
-    library: str  #: what Pillow calls the library behind it
-    options: dict[str, int | str | bool]
-    qualities: tuple[int, ...]
+    picture: Path
+    image_sha256: str
+    quality: int
 
     @property
-    def settings(self) -> str:
-        """Everything but the quality that decides the bytes."""
-        options = " ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"Pillow {PIL.__version__} {self.library} {features.version(self.library)} {options}"
-
-    def compress(self, picture: Picture, quality: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format=self.name, quality=quality, **self.options)
-        return buffer.getvalue()
+    def key(self) -> Key:
+        return self.picture.name, self.image_sha256, self.quality
 
 
-#: AVIF's own defaults already tune libaom for pictures (`tune=iq`), which also scores best here; 4:2:0 likewise.
-PEERS = (
-    Peer(
-        name="jpeg",
-        suffix=".jpg",
-        library="libjpeg_turbo",
-        options={"optimize": True, "progressive": True, "subsampling": "4:2:0"},
-        qualities=(*range(1, 31), *range(32, 61, 2)),
-    ),
-    Peer(
-        name="webp",
-        suffix=".webp",
-        library="webp",
-        options={"method": 6},
-        qualities=(*range(0, 31, 2), *range(35, 81, 5)),
-    ),
-    Peer(
-        name="avif",
-        suffix=".avif",
-        library="avif",
-        options={"speed": 4, "subsampling": "4:2:0", "max_threads": 1, "autotiling": False},
-        qualities=(*range(0, 43, 3), 47, 52, 57, 62),
-    ),
-)
-
-
-def decompress(data: bytes) -> Picture:
-    """The picture in a JPEG, WebP or AVIF file."""
-    with Image.open(io.BytesIO(data)) as opened:
-        return np.array(opened.convert("RGB"))
-
-
-def available() -> list[Peer]:
-    """The peers that this Pillow can write; the others are named on stderr."""
-    found = [peer for peer in PEERS if features.check(peer.library)]
-    for peer in PEERS:
-        if peer not in found:
-            print(f"{peer.name} is left out: this Pillow is built without {peer.library}", file=sys.stderr)
+def available(names: Sequence[str] = ()) -> list[Peer]:
+    """The peers called `names` (all, if none are given) that are installed; the others are named on stderr."""
+    known = {peer.name: peer for peer in PEERS}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{unknown[0]}: no such codec; there are {', '.join(known)}")
+    found = []
+    for peer in (peer for peer in PEERS if not names or peer.name in names):
+        if peer.version() is None:
+            print(f"{peer.name} is left out; it needs {peer.needs}", file=sys.stderr)
+        else:
+            found.append(peer)
     return found
 
 
 def measure(folder: Path, output: Path, peers: Iterable[Peer]) -> dict[str, Path]:
     """Bring `output`/<peer>.csv up to date for the pictures of `folder`; returns the table of each peer."""
-    pictures = list_images([folder])
-    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures}
+    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in list_images([folder])}
     tables = {}
     for peer in peers:
         tables[peer.name] = make_folder(output) / f"{peer.name}.csv"
@@ -121,67 +88,76 @@ def measure(folder: Path, output: Path, peers: Iterable[Peer]) -> dict[str, Path
 
 
 def _measure_peer(hashes: dict[Path, str], table: Path, peer: Peer) -> None:
+    """Complete one table, row by row: what it holds after an interrupt need not be measured again."""
+    tasks = [Task(path, image_hash, quality) for path, image_hash in hashes.items() for quality in peer.qualities]
     known = _read_rows(table, peer)
-    rows = [row for path, image_hash in hashes.items() for row in known.get((path.name, image_hash), [])]
-    lacking = [(path, image_hash) for path, image_hash in hashes.items() if (path.name, image_hash) not in known]
-    if not lacking:
-        _write_rows(table, rows)
-        return
-    # threads do: Pillow's encoders and numpy run outside Python's lock
+    rows = {task.key: known[task.key] for task in tasks if task.key in known}
+    order = [task.key for task in tasks]
+    lacking = [task for task in tasks if task.key not in rows]
+    _write_rows(table, order, rows)
+    # threads do: the encoders and numpy run outside Python's lock
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
-    bar = console.Progress(f"measuring {peer.name}", len(lacking))
+    bar = console.Progress(f"measuring {peer.name}", len(tasks), len(rows))
     with contextlib.closing(bar):
         try:
-            for measured in pool.map(functools.partial(_measure_picture, table=table, peer=peer), lacking):
-                rows += measured
-                _write_rows(table, rows)
-                bar.advance()
+            started = {pool.submit(_measure, task, table, peer): task for task in lacking}
+            for done in as_completed(started):
+                rows[started[done].key] = done.result()
+                _write_rows(table, order, rows)
+                bar.advance(note=started[done].picture.name)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _measure_picture(item: tuple[Path, str], table: Path, peer: Peer) -> list[dict[str, object]]:
-    """A row for each quality of one picture (its path and hash); the streams are kept beside the table."""
-    path, image_hash = item
-    picture = read_image(path)
+@functools.lru_cache(maxsize=4)  # its qualities are measured one after the other
+def _read(path: Path, image_sha256: str) -> Picture:
+    return read_image(path)
+
+
+def _measure(task: Task, table: Path, peer: Peer) -> Row:
+    """The row of one file, which is kept beside the table."""
+    picture = _read(task.picture, task.image_sha256)
     height, width, _ = picture.shape
-    streams = make_folder(table.with_suffix(".streams"))
-    rows: list[dict[str, object]] = []
-    for quality in peer.qualities:
-        start = time.perf_counter()
-        data = peer.compress(picture, quality)
-        seconds = time.perf_counter() - start
-        decoded = decompress(data)
-        msssim = ms_ssim(picture, decoded)
-        stream = streams / f"{path.stem}.q{quality}{peer.suffix}"
-        write_bytes(stream, data)
-        values = [path.name, width, height, f"q{quality}", quality, len(data), 0.0 if math.isnan(msssim) else msssim]
-        values += [squared_error(picture, decoded), round(seconds, 4), image_hash, peer.settings]
-        rows.append(dict(zip(COLUMNS, [*values, os.path.relpath(stream, table.parent)], strict=True)))
-    return rows
+    start = time.perf_counter()
+    data = peer.compress(picture, task.quality)
+    encode_seconds = time.perf_counter() - start
+    stream = make_folder(table.with_suffix(".streams")) / f"{task.picture.stem}.q{task.quality}{peer.suffix}"
+    write_bytes(stream, data)
+    start = time.perf_counter()
+    decoded = peer.decompress(stream.read_bytes())
+    decode_seconds = time.perf_counter() - start
+    msssim = ms_ssim(picture, decoded)
+    values = [task.picture.name, width, height, f"q{task.quality}", task.quality, len(data)]
+    values += [0.0 if math.isnan(msssim) else msssim, squared_error(picture, decoded)]
+    values += [round(encode_seconds, 4), round(decode_seconds, 4), task.image_sha256, peer.settings]
+    return dict(zip(COLUMNS, [*values, os.path.relpath(stream, table.parent)], strict=True))
 
 
-def _read_rows(table: Path, peer: Peer) -> dict[tuple[str, str], list[dict[str, object]]]:
-    """The rows of `table` by picture (name and hash), for pictures that it holds whole and with today's settings."""
+def _read_rows(table: Path, peer: Peer) -> dict[Key, Row]:
+    """The rows of `table` that were measured with today's settings and whose files are still there."""
     try:
         rows = pd.read_csv(table, keep_default_na=False).to_dict("records")
     except FileNotFoundError:
         return {}
     except (EmptyDataError, ParserError, UnicodeDecodeError):
         raise UserError(f"{table}: not a table of candidates; move it away") from None
-    if rows and list(rows[0]) != COLUMNS:
+    if rows and not set(rows[0]) >= TELLTALE:
         raise UserError(f"{table}: not a table of eval.peers; move it away")
-    found: dict[tuple[str, str], list[dict[str, object]]] = {}
+    if rows and list(rows[0]) != COLUMNS:
+        return {}  # of an earlier version
+    found: dict[Key, Row] = {}
     for row in rows:
         stream = table.parent / str(row["stream"])
         if row["settings"] == peer.settings and stream.is_file() and stream.stat().st_size == row["bytes"]:
-            found.setdefault((str(row["image"]), str(row["image_sha256"])), []).append({str(k): row[k] for k in row})
-    whole = set(peer.qualities)
-    return {key: rows for key, rows in found.items() if {row["quality"] for row in rows} == whole}
+            key = (str(row["image"]), str(row["image_sha256"]), int(row["quality"]))
+            found[key] = {str(column): value for column, value in row.items()}
+    return found
 
 
-def _write_rows(table: Path, rows: list[dict[str, object]]) -> None:
-    write_bytes(table, pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode())
+def _write_rows(table: Path, order: Sequence[Key], rows: dict[Key, Row]) -> None:
+    """Write the rows in the order of pictures and qualities, whichever was measured first."""
+    sorted_rows = [rows[key] for key in order if key in rows]
+    write_bytes(table, pd.DataFrame(sorted_rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode())
 
 
 def main() -> int:
@@ -189,15 +165,17 @@ def main() -> int:
         prog="python -m eval.peers",
         description=__doc__,
         epilog="""example:
-  python -m eval.peers photos -o peers
+  python -m eval.peers photos -o peers --codecs avif heic
   python -m ratecontrol.allocate peers/avif.csv --bpp 0.15 -o avif-0.15.csv
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of pictures")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the tables")
+    names = ", ".join(peer.name for peer in PEERS)
+    parser.add_argument("--codecs", nargs="+", default=(), metavar="NAME", help=f"some of {names} (default: all)")
     options = parser.parse_args()
-    for name, table in measure(options.folder, options.output, available()).items():
+    for name, table in measure(options.folder, options.output, available(options.codecs)).items():
         rows = pd.read_csv(table)
         print(f"{table}: {name}, {rows['image'].nunique()} pictures, {len(rows)} candidates")
     return 0

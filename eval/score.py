@@ -10,15 +10,16 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from eval.metrics import SetScore, ms_ssim, ms_ssim_db, pooled, psnr, squared_error
+from eval.papers import pytorch_msssim
+from ratecontrol.budget import byte_cap, parse_bpp
 from submission import console
 from submission.errors import ImageError, UserError
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes
@@ -109,6 +110,25 @@ def _read_decoded(path: Path, original: Picture) -> Picture:
         raise ImageError(f"{path}: unreadable ({error})") from None
 
 
+def paper_means(originals: Path, decoded: Path, scores: Sequence[PictureScore]) -> dict[str, float | None]:
+    """What papers print for the pictures of `scores`: means in which every picture counts the same.
+
+    `pytorch_msssim` is that package's MS-SSIM, the others are ours; NaN where a picture has none. No rate without
+    streams. Raises UserError if the package is not installed.
+    """
+    originals_by_stem = {path.stem: path for path in list_images([originals])}
+    found = _match(originals_by_stem, decoded)
+    pairs = ((read_image(path), read_image(found[stem])) for stem, path in originals_by_stem.items())
+    theirs = [pytorch_msssim(*pair) for pair in console.progress(pairs, "pytorch_msssim", len(found))]
+    rates = [8 * score.bytes / score.pixels for score in scores if score.bytes is not None]
+    return {
+        "mean_msssim": fmean(score.msssim for score in scores),
+        "mean_pytorch_msssim": fmean(theirs),
+        "mean_psnr": fmean(score.psnr for score in scores),
+        "mean_bpp": fmean(rates) if len(rates) == len(scores) else None,
+    }
+
+
 def _joined(faults: list[str]) -> str:
     rest = len(faults) - NAMED_FAULTS
     return "; ".join(faults[:NAMED_FAULTS]) + (f"; and {rest} more" if rest > 0 else "")
@@ -117,22 +137,6 @@ def _joined(faults: list[str]) -> str:
 def pool(scores: Sequence[PictureScore]) -> SetScore:
     """The score of the set: MS-SSIM weighted by pixels, PSNR from the pooled squared error."""
     return pooled([s.msssim for s in scores], [s.sse for s in scores], [s.pixels for s in scores])
-
-
-def parse_bpp(text: str) -> Fraction:
-    """`"0.15"` as exactly 3/20 bits per pixel; UserError for anything but a positive number."""
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        raise UserError(f"--bpp {text}: not a number of bits per pixel, such as 0.15") from None
-    if not (value.is_finite() and 0 < value <= 1000):
-        raise UserError(f"--bpp {text}: must be more than 0 and at most 1000")
-    return Fraction(value)
-
-
-def byte_cap(bpp: Fraction, pixels: int) -> int:
-    """The bytes that all streams of a set may have together: ceil(bpp * pixels / 8)."""
-    return math.ceil(bpp * pixels / 8)
 
 
 def finite(value: float) -> float | None:
@@ -213,6 +217,9 @@ def main() -> int:
     parser.add_argument(
         "--bpp", metavar="RATE", help="the cap in bits per pixel of the set; exit code 1 if it is broken"
     )
+    parser.add_argument(
+        "--papers", action="store_true", help="also print the means over pictures and the pytorch_msssim of papers"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the set's numbers to FILE")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each picture to FILE")
     options = parser.parse_args()
@@ -226,8 +233,14 @@ def main() -> int:
     size = sum(path.stat().st_size for path in streams) if streams else None
 
     print(table(scores, total, size))
+    written = summary(total, len(scores), size, options.bpp)
+    if options.papers:
+        means = paper_means(options.originals, options.decoded, scores)
+        written |= {name: value and finite(value) for name, value in means.items()}
+        print("as papers print it, not the challenge's score:")
+        print("\n".join(f"  {name:20} {'-' if value is None else f'{value:.5f}'}" for name, value in means.items()))
     if options.json:
-        text = json.dumps(summary(total, len(scores), size, options.bpp), indent=2)
+        text = json.dumps(written, indent=2)
         write_bytes(make_folder(options.json.parent) / options.json.name, text.encode() + b"\n")
     if options.csv:
         lines = picture_table(scores).to_csv(index=False, na_rep="nan", lineterminator="\n")

@@ -1,9 +1,11 @@
 """eval.compare, eval.report and eval.demo: one whole comparison of small pictures, looked at from all sides."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +13,42 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eval import compare, demo, peers, report
+from eval import codecs, compare, demo, peers, points, published, report
+from eval.curves import CurvePoint
 from eval.metrics import ms_ssim
-from eval.score import PictureScore, byte_cap, parse_bpp
+from eval.score import PictureScore
+from ratecontrol.budget import byte_cap, parse_bpp
 from submission.errors import UserError
-from tests.conftest import noise_picture, run_module
+from tests.commands import assert_refused, call
+from tests.conftest import noise_picture
 
 #: No codec reaches the first, all have their best quality at the second.
 RATES = ("0.001", "96")
-PEERS = peers.PEERS[:2]
+PEERS = tuple(dataclasses.replace(peer, qualities=(5, 40)) for peer in codecs.PEERS[:2])
 CODECS = [compare.OURS, *(peer.name for peer in PEERS)]
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, ladder_folder: Path, pictures: Path) -> tuple[Path, Path]:
+def patched() -> Iterator[pytest.MonkeyPatch]:
+    """Two peers of two qualities each, and one thread for the commands that are run beside other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(demo, "RATES", RATES)
+        patch.setattr(peers, "PEERS", PEERS)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def shown(
+    tmp_path_factory: pytest.TempPathFactory, ladder_folder: Path, pictures: Path, patched: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
     """The folder of a demo of two small pictures, made by the command itself, and those pictures."""
     folder, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("demo")
     for name in ("a.png", "c.png"):
         Image.open(pictures / name).crop((0, 0, 40, 31)).save(folder / name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # for the commands that it runs; they may share the cores with other tests
-        patch.setattr(demo, "RATES", RATES)
-        patch.setattr(peers, "PEERS", PEERS)
-        for peer in PEERS:
-            patch.setitem(peer.__dict__, "qualities", (5, 40))
-        patch.setattr("sys.argv", ["demo", str(folder), "-o", str(out), "--weights", str(ladder_folder)])
-        assert demo.main() == 0
+    done = call(demo.main, folder, "-o", out, "--weights", ladder_folder)
+    assert done.code == 0, done.stderr
+    assert "BD-rate of ours against" in done.stdout
     return out, folder
 
 
@@ -55,19 +67,36 @@ def test_scores_table(shown: tuple[Path, Path]) -> None:
     assert reached[["msssim", "psnr", "encode_seconds", "decode_seconds"]].notna().all(axis=None)
 
 
+def decoded_picture(out: Path, codec: str, stem: str) -> np.ndarray:
+    """What the counted file of one picture holds, read from where the comparison keeps it."""
+    place = out / "96" / codec
+    if codec == compare.OURS:
+        return np.array(Image.open(place / "decoded" / f"{stem}.png"))
+    row = pd.read_csv(place / "choice.csv").set_index("image").loc[f"{stem}.png"]
+    return np.array(Image.open(place / row["stream"]))
+
+
+def counted(out: Path, codec: str, stem: str) -> int:
+    place = out / "96" / codec
+    if codec == compare.OURS:
+        return (place / "submission" / f"{stem}.clic").stat().st_size
+    row = pd.read_csv(place / "choice.csv").set_index("image").loc[f"{stem}.png"]
+    return (place / row["stream"]).stat().st_size
+
+
 def test_scores_are_those_of_the_files(shown: tuple[Path, Path]) -> None:
     out, folder = shown
     scores = pd.read_csv(out / "scores.csv").set_index(["bpp_target", "codec"])
     images = pd.read_csv(out / "images.tsv", sep="\t")
     assert len(images) == 2 * len(CODECS)
     for row in images.to_dict("records"):
-        decoded = np.array(Image.open(out / "96" / row["codec"] / "decoded" / f"{row['image']}.png"))
-        assert row["msssim"] == pytest.approx(ms_ssim(np.array(Image.open(folder / f"{row['image']}.png")), decoded))
+        original = np.array(Image.open(folder / f"{row['image']}.png"))
+        assert row["msssim"] == pytest.approx(ms_ssim(original, decoded_picture(out, row["codec"], row["image"])))
+        assert row["bytes"] == counted(out, row["codec"], row["image"])
     for codec in CODECS:
-        streams = out / "96" / codec / ("submission" if codec == compare.OURS else "streams")
-        counted = sum(path.stat().st_size for stem in "ac" for path in streams.glob(f"{stem}.*"))
-        assert scores.loc[(96, codec), "bytes"] == counted == images[images["codec"] == codec]["bytes"].sum()
-        assert scores.loc[(96, codec), "msssim"] == pytest.approx(images[images["codec"] == codec]["msssim"].mean())
+        own = images[images["codec"] == codec]
+        assert scores.loc[(96, codec), "bytes"] == own["bytes"].sum()
+        assert scores.loc[(96, codec), "msssim"] == pytest.approx(own["msssim"].mean())
 
 
 def test_decoded_is_what_the_encoder_foresaw(shown: tuple[Path, Path]) -> None:
@@ -76,6 +105,58 @@ def test_decoded_is_what_the_encoder_foresaw(shown: tuple[Path, Path]) -> None:
     for codec in CODECS:
         foreseen = pd.read_csv(out / "96" / codec / "choice.csv").sort_values("image")["msssim"]
         assert list(images[images["codec"] == codec]["msssim"]) == pytest.approx(list(foreseen), abs=1e-6)
+
+
+def test_a_second_run_decodes_nothing_and_says_the_same(
+    shown: tuple[Path, Path], ladder_folder: Path, patched: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out, folder = shown
+    names = ["scores.csv", "scores.tsv", "images.tsv", "curves.tsv", "bd-rates.tsv"]
+    before = {name: (out / name).read_text() for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(points, "decoded", None)  # what runs our decoder
+        for peer in PEERS:
+            patch.setitem(peer.__dict__, "compress", None)
+        patch.setattr(compare, "RELEASES", tmp_path / "results")
+        arguments = [folder, "-o", out, "--weights", ladder_folder, "--keep", "small", "--bpp", *RATES]
+        done = call(compare.main, *arguments)
+    assert done.code == 0, done.stderr
+    assert {name: (out / name).read_text() for name in names} == before
+    kept = {path.name: path.read_text() for path in (tmp_path / "results").glob("*/*")}
+    assert set(kept) == {f"small-{name}" for name in (*names[1:], "candidates.tsv")}
+    assert all(kept[f"small-{name}"] == before[name] for name in names[1:])
+    assert len(kept["small-candidates.tsv"].splitlines()) == 1 + 2 * (3 + 2 * len(PEERS))
+    assert not any("seconds" in text for text in kept.values()), "what differs from run to run is not kept"
+
+
+def test_a_decoder_runs_again_only_if_something_changed(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submission, kept, record = tmp_path / "submission", tmp_path / "decoded", tmp_path / "run.json"
+    submission.mkdir()
+    (submission / "decode").write_text(
+        f"#!/bin/sh\ncp '{submission}'/*.png.clic .; for f in *.clic; do mv $f ${{f%.clic}}; done"
+    )
+    (submission / "decode").chmod(0o755)
+    Image.fromarray(noise_picture(5, 6)).save(submission / "a.png.clic", format="PNG")
+    runs: list[Path] = []
+    decoded = points.decoded
+    monkeypatch.setattr(points, "decoded", lambda *arguments: runs.append(submission) or decoded(*arguments))
+
+    def decode() -> int:
+        """How often the decoder had run after asking once more for what it writes."""
+        found = points._decode(pictures, submission, kept, record)
+        assert found["seconds"] > 0 and found["peak_bytes"] > 0
+        assert (kept / "a.png").read_bytes() == (submission / "a.png.clic").read_bytes()
+        return len(runs)
+
+    assert decode() == decode() == 1
+    (kept / "a.png").write_bytes(b"touched")
+    assert decode() == decode() == 2
+    Image.fromarray(noise_picture(5, 7)).save(submission / "a.png.clic", format="PNG")
+    assert decode() == decode() == 3
+    record.write_text('{"submission": ')  # cut off
+    assert decode() == decode() == 4
 
 
 def page_data(page: str) -> dict:
@@ -88,24 +169,28 @@ def test_report_holds_everything(shown: tuple[Path, Path]) -> None:
     out, folder = shown
     page = (out / "report.html").read_text()
     assert "@@" not in page
-    assert page.count("does not reach this rate") == len(CODECS)
+    assert page.count("does not reach this rate") == len(CODECS) + 1  # the rows, and the tile of ours
     for codec, bytes_used in pd.read_csv(out / "scores.csv").dropna()[["codec", "bytes"]].itertuples(index=False):
         assert codec in page
         assert f"{bytes_used:,.0f} / " in page
+    assert "python -m eval." in page
+    assert "libjpeg_turbo" in page
     data = page_data(page)
     assert data["rates"] == list(RATES)
     assert data["codecs"] == CODECS
     assert [picture["name"] for picture in data["pictures"]] == ["a.png", "c.png"]
+    assert set(data["shown"]) == {"a", "c"}
     for picture in data["pictures"]:
-        assert set(picture["sources"]) == {"original", *(f"96/{codec}" for codec in CODECS)}
-        assert set(picture["numbers"]) == set(picture["sources"]) - {"original"}
-        for name, source in picture["sources"].items():
+        sources = data["shown"][picture["stem"]]["sources"]
+        assert set(sources) == {"original", *(f"96/{codec}" for codec in CODECS)}
+        assert set(picture["numbers"]) == set(sources) - {"original"}
+        for name, source in sources.items():
             kind, text = source.split(",")
             assert kind == "data:image/webp;base64"
             view = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
-            stem = Path(picture["name"]).stem
-            file = folder / picture["name"] if name == "original" else out / name / "decoded" / f"{stem}.png"
-            assert (view == np.array(Image.open(file))).all()
+            original = np.array(Image.open(folder / picture["name"]))
+            whole = original if name == "original" else decoded_picture(out, name[3:], picture["stem"])
+            assert (view == whole).all()
 
 
 def test_report_needs_nothing_outside(shown: tuple[Path, Path]) -> None:
@@ -121,50 +206,81 @@ def test_foreign_folders_are_left_alone(tmp_path: Path, pictures: Path, ladder_f
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("broken", ["folder", "weights", "rate"])
+@pytest.mark.parametrize("broken", ["folder", "weights", "rate", "codec"])
 def test_bad_input_leaves_nothing(tmp_path: Path, pictures: Path, ladder_folder: Path, broken: str) -> None:
     folder = tmp_path / "nowhere" if broken == "folder" else pictures
     weights = tmp_path / "nowhere" if broken == "weights" else ladder_folder
     rates = ["0.15", "x" if broken == "rate" else "0.3"]
+    names = ["betamax"] if broken == "codec" else []
     with pytest.raises(UserError):
-        compare.compare(folder, tmp_path / "out", weights, rates)
+        compare.compare(folder, tmp_path / "out", weights, rates, names)
     assert not (tmp_path / "out").exists()
 
 
 def test_command_says_what_is_wrong(tmp_path: Path) -> None:
-    done = run_module("eval.compare", tmp_path, "-o", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_refused(call(compare.main, tmp_path, "-o", tmp_path / "out"), "no pictures in this folder")
 
 
-def test_report_shrinks_to_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many large pictures: some are shown, their central parts, and lossily when lossless would be too large."""
-    folder, decoded = tmp_path / "photos", tmp_path / "decoded"
+def made_up(folder: Path) -> tuple[list[points.Point], dict[str, list[CurvePoint]]]:
+    """Five pictures of noise in `folder`, the worse the later, with points and curves of ours and JPEG."""
     folder.mkdir()
-    decoded.mkdir()
-    scores = []
-    for i in range(5):
-        picture = noise_picture(60, 90, i)
-        Image.fromarray(picture).save(folder / f"<{i}>.png")
-        Image.fromarray(picture & 0xF8).save(decoded / f"<{i}>.png")
-        scores.append(PictureScore(f"<{i}>", 90, 60, 1000, 0.9, 1e5))
-    points = [compare.Point("0.30", "ours", 9000, 10, 5 * 5400, scores, decoded, 1.0, 2.0)]
+    pictures = {f"<{i}>": noise_picture(60, 90, i) for i in range(5)}
+    for stem, picture in pictures.items():
+        Image.fromarray(picture).save(folder / f"{stem}.png")
+    found, curves = [], {}
+    for codec, less in (("ours", 0.0), ("jpeg", 0.1)):
+        for bpp in ("0.15", "0.30"):
+            scores = [
+                PictureScore(stem, 90, 60, 1000 + i, 0.95 - i / 100 - less, 1e5) for i, stem in enumerate(pictures)
+            ]
+            point = points.Point(bpp, codec, 9000, 10, 5 * 5400, scores, lambda stem: pictures[stem] & 0xF8, 1.0, 2.0)
+            found.append(point)
+        curves[codec] = [CurvePoint(rate, 0.9 + rate / 10 - less, 20 + rate) for rate in (0.1, 0.2, 0.3)]
+    return found, curves
+
+
+def test_report_shows_the_worst_and_shrinks_to_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many large pictures: the worst are shown, a part of each, and lossily when lossless would be too large."""
+    found, curves = made_up(tmp_path / "photos")
     monkeypatch.setattr(report, "SHOWN_SIDE", 64)
     monkeypatch.setattr(report, "SHOWN_PICTURES", 2)
-    report.write(tmp_path / "whole.html", folder, points)
+    report.write(tmp_path / "whole.html", tmp_path / "photos", found, curves)
     lossless = (tmp_path / "whole.html").read_text()
-    monkeypatch.setattr(report, "BUDGET", len(lossless) // 2)
-    report.write(tmp_path / "small.html", folder, points)
+    embedded = sum(map(len, re.findall(r"data:image/webp[^\"]*", lossless)))
+    monkeypatch.setattr(report, "BUDGET", embedded // 2)
+    report.write(tmp_path / "small.html", tmp_path / "photos", found, curves)
     lossy = (tmp_path / "small.html").read_text()
     assert len(lossy) < len(lossless)
-    assert "2 of 5 pictures" in lossless
+    assert "The 2 worst of 5 pictures" in lossless
     assert "embedded losslessly" in lossless
     assert "WebP of quality" in lossy
     data = page_data(lossless)
-    assert [(p["name"], p["size"], p["width"], p["height"]) for p in data["pictures"]] == [
-        (f"<{i}>.png", "90 × 60", 64, 60) for i in (0, 3)
-    ]
+    assert list(data["shown"]) == ["<4>", "<3>"]
+    assert data["shown"]["<4>"]["part"] == "64 × 60 of 90 × 60, where ours errs most"
+    assert len(data["pictures"]) == 5
+    assert "<4>" not in lossless.replace(json.dumps(data), "").split('id="data"')[0]
+
+
+def test_worst_part_is_where_the_error_is() -> None:
+    original = np.zeros((200, 300, 3), np.uint8)
+    decoded = original.copy()
+    decoded[150:170, 40:60] = 9
+    top, left = report.worst_part(original, decoded, 64)
+    assert top <= 150 and top + 64 >= 170
+    assert left <= 40 and left + 64 >= 60
+    assert report.worst_part(original, original, 400) == (0, 0)
+
+
+def test_published_curves_are_drawn_for_their_own_set_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, curves = made_up(tmp_path / "photos")
+    report.write(tmp_path / "other.html", tmp_path / "photos", found, curves)
+    assert "cheng2020" not in (tmp_path / "other.html").read_text()
+    monkeypatch.setattr(published, "set_name", lambda pictures: list(pictures) and "kodak")
+    report.write(tmp_path / "kodak.html", tmp_path / "photos", found, curves)
+    page = (tmp_path / "kodak.html").read_text()
+    assert page.count('class="curve published') == len(published.curves("kodak"))
+    assert "CompressAI" in page
+    assert "IMCL" not in page, "of another set"
 
 
 def test_demo_has_photos_of_its_own(tmp_path: Path) -> None:

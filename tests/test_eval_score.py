@@ -13,6 +13,7 @@ from PIL import Image
 from eval import score
 from eval.metrics import ms_ssim, squared_error
 from submission.errors import UserError
+from tests.commands import assert_refused, call
 from tests.conftest import noise_picture, run_module
 
 
@@ -185,8 +186,60 @@ def test_command_leaves_with_two_and_one_line(folders: tuple[Path, Path, Path], 
     assert done.stderr.startswith("error: ")
 
 
-def test_cap_is_exact() -> None:
-    assert score.byte_cap(score.parse_bpp("0.075"), 91_451_931) == 857_362  # the published caps of CLIC 2021
-    assert score.byte_cap(score.parse_bpp("0.15"), 91_451_931) == 1_714_724
-    assert score.byte_cap(score.parse_bpp("0.30"), 91_451_931) == 3_429_448
-    assert score.byte_cap(score.parse_bpp("1.1"), 400) == 55  # 1.1 * 400 / 8 is more than 55 in floating point
+def test_papers_means_are_named_and_are_other_numbers(
+    folders: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    originals, decoded, streams = folders
+    Image.fromarray(noise_picture(200, 177)).save(originals / "b.webp", lossless=True)  # odd, and large enough
+    Image.fromarray(noise_picture(200, 177) & 0xF0).save(decoded / "b.png")
+    for folder, name in ((originals, "c.bmp"), (decoded, "c.png")):
+        (folder / name).unlink()
+    file = tmp_path / "score.json"
+    assert main(monkeypatch, originals, decoded, "--streams", streams, "--papers", "--json", file) == 0
+    printed = capsys.readouterr().out
+    assert "as papers print it, not the challenge's score:" in printed
+    written = json.loads(file.read_text())
+    found = score.score_pictures(originals, decoded, score.find_streams(streams))
+    assert written["mean_msssim"] == pytest.approx((found[0].msssim + found[1].msssim) / 2)
+    assert written["mean_psnr"] == pytest.approx((found[0].psnr + found[1].psnr) / 2)
+    assert written["mean_bpp"] == pytest.approx(8 * (100 / (170 * 180) + 200 / (200 * 177)) / 2)
+    import torch
+    from pytorch_msssim import ms_ssim as theirs
+
+    expected = []
+    for height, width in ((170, 180), (200, 177)):
+        picture = noise_picture(height, width)
+        x, y = (torch.tensor(p.transpose(2, 0, 1)[None].copy()).float() for p in (picture, picture & 0xF0))
+        expected.append(float(theirs(x, y, data_range=255)))
+    assert written["mean_pytorch_msssim"] == pytest.approx(sum(expected) / 2, abs=1e-6)
+    assert abs(written["mean_pytorch_msssim"] - written["mean_msssim"]) > 1e-5, "odd sizes: another number"
+    assert f"mean_pytorch_msssim  {written['mean_pytorch_msssim']:.5f}" in printed
+
+
+def test_papers_values_of_small_pictures_and_without_the_package(
+    folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    originals, decoded, _ = folders
+    file = tmp_path / "score.json"
+    assert main(monkeypatch, originals, decoded, "--papers", "--json", file) == 0  # b has 47 x 33 pixels
+    assert json.loads(file.read_text())["mean_pytorch_msssim"] is None
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_msssim", None)
+    with pytest.raises(UserError, match="pip install pytorch-msssim"):
+        main(monkeypatch, originals, decoded, "--papers")
+
+
+def test_bad_sets_of_originals_are_named(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    originals, decoded, _ = folders
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_refused(call(score.main, empty, decoded), f"{empty}: no pictures in this folder")
+    assert_refused(call(score.main, originals, empty), "a.png: missing", "b.png: missing", "c.png: missing")
+    assert_refused(call(score.main, originals, decoded, "--streams", empty, "--bpp", "1"), "no streams")
+    shutil.copy(originals / "a.png", originals / "b.png")
+    assert_refused(call(score.main, originals, decoded), "b.png", "b.webp", "rename one")
+    (originals / "b.png").unlink()
+    (originals / "c.bmp").write_bytes(b"BM nothing")
+    assert_refused(call(score.main, originals, decoded), "c.bmp: not a readable picture")
