@@ -14,6 +14,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,17 +29,45 @@ import pandas as pd
 import torch
 
 from eval.metrics import ms_ssim, squared_error
+from ratecontrol.refine import refine
 from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from submission.codec import Encoded
 from submission.console import Progress, progress, run
 from submission.errors import ImageError, UserError
-from submission.files import list_images, make_folder, read_image, write_bytes
+from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 #: The first line of every table that this command writes.
 HEADER = (",".join(MEASURED_COLUMNS) + "\n").encode()
 
+#: Steps of refinement that are taken, and that are worth it (`docs/ratecontrol.md`).
+MOST_STEPS, GOOD_STEPS = 10_000, 24
+
 Row = dict[str, str]
 Key = tuple[str, str, str]  #: what makes a measurement: hash of the pixels, candidate, hash of the model
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to encode a picture: a model, and how its latents are refined (`ratecontrol.refine`), if at all."""
+
+    quality: int
+    steps: int = 0  #: of refinement
+    factor: str = "1"  #: its lambda over that of the model, as it was given
+
+    @property
+    def name(self) -> str:
+        return f"q{self.quality}-r{self.factor}-s{self.steps}" if self.steps else f"q{self.quality}"
+
+    def encode(self, ladder: Ladder, picture: Picture) -> Encoded:
+        """The stream of `picture`, and what a decoder makes of it."""
+        codec = ladder.codec(self.quality)
+        if not self.steps:
+            return codec.encode(picture)
+        lmbda = float(self.factor) * float(ladder.models[self.quality]["lmbda"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        y, z = refine(codec, picture, lmbda, self.steps, device)
+        return codec.encode_latents(y, z, *picture.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -48,13 +77,13 @@ class Task:
     picture: Path
     image_sha256: str
     weights: Path
-    quality: int
+    choice: Choice
     table: Path
     stream: str  #: the file to keep the stream in, relative to the table's folder
 
     @property
     def candidate(self) -> str:
-        return f"q{self.quality}"
+        return self.choice.name
 
     @property
     def kept(self) -> Path:
@@ -64,12 +93,11 @@ class Task:
 def measure(task: Task) -> Row:
     """Encode and decode, keep the stream, and return the row of the table."""
     ladder = load_ladder(task.weights)
-    codec = ladder.codec(task.quality)
     picture = read_image(task.picture)
     if picture_hash(picture) != task.image_sha256:
         raise UserError(f"{task.picture}: changed while it was being measured; run again")
     start = time.perf_counter()
-    encoded = codec.encode(picture)
+    encoded = task.choice.encode(ladder, picture)
     seconds = time.perf_counter() - start
     score = ms_ssim(picture, encoded.reconstruction)
     write_bytes(task.kept, encoded.stream)
@@ -79,13 +107,13 @@ def measure(task: Task) -> Row:
         "width": str(width),
         "height": str(height),
         "candidate": task.candidate,
-        "quality": str(task.quality),
+        "quality": str(task.choice.quality),
         "bytes": str(len(encoded.stream)),
         "msssim": f"{0.0 if math.isnan(score) else score:.10f}",  # where it is undefined the organisers count 0
         "sse": f"{squared_error(picture, encoded.reconstruction):.0f}",
         "encode_seconds": f"{seconds:.3f}",
         "image_sha256": task.image_sha256,
-        "model_sha256": ladder.model_hash(task.quality),
+        "model_sha256": ladder.model_hash(task.choice.quality),
         "stream_sha256": hashlib.sha256(encoded.stream).hexdigest(),
         "stream": task.stream,
     }
@@ -260,16 +288,29 @@ def parse_qualities(text: str | None, ladder: Ladder) -> list[int]:
     return chosen
 
 
-def report(table: Path, rows: list[Row], qualities: list[int]) -> str:
-    """What each model alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
+def parse_factors(text: str) -> list[str]:
+    """`"0.5,1"` as a list of texts; UserError unless each is a number from 0.01 to 100, given once."""
+    factors = text.split(",")
+    for factor in factors:
+        if not re.fullmatch(r"\d+(\.\d+)?", factor) or not 0.01 <= float(factor) <= 100:
+            raise UserError(f"--factors {text}: give numbers from 0.01 to 100, such as 0.7,1")
+    if len({float(factor) for factor in factors}) < len(factors):
+        raise UserError(f"--factors {text}: names one twice")
+    return factors
+
+
+def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
+    """What each choice alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
     lines = [f"{table}: {len(rows)} rows"]
-    for quality in qualities:
-        own = [row for row in rows if row["candidate"] == f"q{quality}"]
+    width = max(len(choice.name) for choice in choices)
+    for choice in choices:
+        own = [row for row in rows if row["candidate"] == choice.name]
         areas = [int(row["width"]) * int(row["height"]) for row in own]
         total = sum(int(row["bytes"]) for row in own)
         score = sum(float(row["msssim"]) * area for row, area in zip(own, areas, strict=True)) / sum(areas)
         lines.append(
-            f"q{quality}  {len(own)} pictures  {total:,} bytes  {8 * total / sum(areas):.4f} bpp  MS-SSIM {score:.5f}"
+            f"{choice.name:{width}}  {len(own)} pictures  {total:,} bytes  {8 * total / sum(areas):.4f} bpp"
+            f"  MS-SSIM {score:.5f}  {sum(float(row['encode_seconds']) for row in own) / len(own):.1f} s a picture"
         )
     return "\n".join(lines)
 
@@ -285,6 +326,10 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="table.csv")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--qualities", metavar="0,1,...", help="models of the ladder to measure (default: all)")
+    parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="also refine every encoding, in STEPS")
+    parser.add_argument(
+        "--factors", default="1", metavar="F,...", help="refine for these multiples of each model's lambda (default: 1)"
+    )
     parser.add_argument("--streams", type=Path, metavar="DIR", help="folder for streams (default: table.streams)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1, with torch's threads)")
     parser.add_argument("--skip-bad", action="store_true", help="name and leave out pictures that cannot be read")
@@ -295,9 +340,16 @@ def main() -> int:
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least 1")
 
+    if not 0 <= options.refine <= MOST_STEPS:
+        raise UserError(f"--refine {options.refine}: 1 to {MOST_STEPS} steps; {GOOD_STEPS} are good")
+    factors = parse_factors(options.factors)
+
     table = options.output.resolve()
     ladder = load_ladder(options.weights)
     qualities = parse_qualities(options.qualities, ladder)
+    choices = [Choice(quality) for quality in qualities]
+    if options.refine:
+        choices += [Choice(quality, options.refine, factor) for quality in qualities for factor in factors]
     paths = list_images(options.inputs)
     hashes = hash_pictures(paths, options.skip_bad)
     refuse_foreign(table)
@@ -305,17 +357,17 @@ def main() -> int:
     streams = make_folder((options.streams or table.with_suffix(".streams")).resolve())
     wanted: dict[Key, list[Task]] = {}
     for path, image_hash in hashes.items():
-        for quality in qualities:
-            stream = os.path.relpath(streams / f"{path.stem}.q{quality}.clic", table.parent)
-            task = Task(path, image_hash, options.weights, quality, table, stream)
-            wanted.setdefault((image_hash, task.candidate, ladder.model_hash(quality)), []).append(task)
+        for choice in choices:
+            stream = os.path.relpath(streams / f"{path.stem}.{choice.name}.clic", table.parent)
+            task = Task(path, image_hash, options.weights, choice, table, stream)
+            wanted.setdefault((image_hash, choice.name, ladder.model_hash(choice.quality)), []).append(task)
     with locked(streams):
         rows = read_rows(table)
         if options.replace:
             rows = replace_rows(table, rows, wanted)
         check_rows(table, rows, ladder, hashes)
         rows = complete(table, rows, wanted, options.jobs)
-    print(report(options.output, rows, qualities))
+    print(report(options.output, rows, choices))
     if others := {row["image"] for row in rows} - {path.name for path in hashes}:
         print(f"note: the table keeps rows of {len(others)} other pictures; --replace drops them", file=sys.stderr)
     return 0

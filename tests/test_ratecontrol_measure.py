@@ -43,7 +43,7 @@ def encoded() -> Iterator[list[tuple[str, int]]]:
     original = measure.measure
 
     def count(task: measure.Task) -> measure.Row:
-        done.append((task.picture.name, task.quality))
+        done.append((task.picture.name, task.choice.quality))
         return original(task)
 
     with mock.patch.object(measure, "measure", count):
