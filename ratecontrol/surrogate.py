@@ -102,10 +102,7 @@ class Rate(nn.Module):
         self.config, self.z_peak = config, coder.z_peak
         cost = CODER_BITS - np.log2(coder.prior + 1)
         self.register_buffer("prior_cost", torch.from_numpy(cost.astype(np.float32)))
-        self.h_s = nn.ModuleList(
-            IntegerLayer(layer, kernel3x3(layer.weight))
-            for layer in coder.h_s
-        )
+        self.h_s = nn.ModuleList(IntegerLayer(layer, kernel3x3(layer.weight)) for layer in coder.h_s)
         self.groups = nn.ModuleList(GroupRate(estimator, config.M) for estimator in coder.estimators)
 
     def hyper_features(self, z_hat: Tensor) -> Tensor:
