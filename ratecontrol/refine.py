@@ -25,7 +25,7 @@ from torch import Tensor
 from ratecontrol.surrogate import MSSSIM, Rate
 from submission.codec import Codec
 from submission.config import PAD
-from submission.entropy_coding import Latents
+from submission.entropy_coding import STEP_BITS, Latents
 from submission.files import Picture
 from submission.tiles import tiles
 
@@ -59,7 +59,11 @@ class State:
 class Objective:
     """The loss of one picture's latents in one model: bits + lambda * pixels * (1 - MS-SSIM)."""
 
-    def __init__(self, codec: Codec, picture: Picture, lmbda: float, device: torch.device) -> None:
+    def __init__(self, codec: Codec, picture: Picture, lmbda: float, steps: Tensor) -> None:
+        """`steps` are the quantisation steps of y, [1, M, h, w] or [1, 1, 1, 1], on the device to compute on."""
+        device, self.steps = steps.device, steps
+        #: Learned steps follow from z, which then stays as it is.
+        self.z_moves = not codec.config.learned_step
         x = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255
         self.height, self.width = picture.shape[:2]
         self.weight = lmbda * self.height * self.width
@@ -71,9 +75,9 @@ class Objective:
         self.filtered: Tensor | float = 0.0
 
     def picture(self, y: Tensor) -> Tensor:
-        """What g_s makes of y, padding included."""
+        """What g_s makes of y's symbols, padding included."""
         with self.autocast:
-            x: Tensor = self.transforms.g_s(y.contiguous(memory_format=torch.channels_last))
+            x: Tensor = self.transforms.g_s((y * self.steps).contiguous(memory_format=torch.channels_last))
         return x.float()
 
     @torch.no_grad()
@@ -97,6 +101,8 @@ class Objective:
             costs = [(self.rate.y_cost(y + step, mixtures), self.rate.z_cost(z + step)) for step in (0, 1, -1)]
             loss = float(bits + distortion + costs[0][1].sum())
             up, down = ([a - b for a, b in zip(costs[k], costs[0], strict=True)] for k in (1, 2))
+            if not self.z_moves:
+                up[1], down[1] = (torch.full_like(z, torch.inf) for _ in range(2))
         return State([y.detach(), z.detach()], loss, [slope_y, slope_z], up, down)
 
 
@@ -104,7 +110,10 @@ class Curvature:
     """Second derivative of the loss along each channel of a latent, learned from how its slope changes."""
 
     def __init__(self, slope: Tensor, distance: Tensor) -> None:
-        """From the slope at rounded latents and their distance to the encoder's, where the slope counts as 0."""
+        """From the slope at rounded latents and their distance to the encoder's, where the slope counts as 0.
+
+        Where that is nowhere different, as for z, nearly nothing is known yet.
+        """
         change, moved = self._sums(slope * distance), self._sums(distance * distance)
         average = (change.sum() / moved.sum().clamp(min=1e-6)).clamp(min=1e-3)
         self.lowest = 0.1 * average
@@ -131,7 +140,7 @@ def promised(state: State, curvatures: list[Curvature]) -> tuple[list[Tensor], l
 
 
 def descend(objective: Objective, start: list[Tensor], steps: int) -> list[Tensor]:
-    """Integer latents after at most `steps` evaluations, from the encoder's continuous y and z."""
+    """Integer latents after at most `steps` evaluations, from the encoder's y before rounding, and z."""
     rounded = [latent.round() for latent in start]
     objective.renew_filter(rounded[0])
     state = objective.state(rounded)
@@ -173,15 +182,19 @@ def times(span: slice, factor: int) -> slice:
 
 
 def refine(codec: Codec, picture: Picture, lmbda: float, steps: int, device: torch.device) -> tuple[Latents, Latents]:
-    """Latents y [h, w, M] and z [h/4, w/4, N] of `picture` (uint8 [H, W, 3]), better than the encoder's at R + lambda
+    """Symbols y [h, w, M] and z [h/4, w/4, N] of `picture` (uint8 [H, W, 3]), better than the encoder's at R + lambda
     (1 - MS-SSIM), after at most `steps` evaluations a block. The same on every run of one machine."""
-    y, z = codec.continuous_latents(picture)
+    y, z_hat = codec.continuous_latents(picture)
+    z = torch.from_numpy(z_hat).permute(2, 0, 1)[None].float()
+    sizes = torch.from_numpy(codec.entropy.step_sizes(z_hat)).permute(2, 0, 1)[None] / 2**STEP_BITS
+    sizes = sizes.expand_as(y)
     for rows, columns in blocks(*picture.shape[:2]):
         part = picture[times(rows, PAD), times(columns, PAD)]
-        places = [latent[:, :, times(rows, k), times(columns, k)] for latent, k in ((y, PAD // 16), (z, 1))]
-        objective = Objective(codec, part, lmbda, device)
+        y_place = times(rows, PAD // 16), times(columns, PAD // 16)
+        places = [y[:, :, *y_place], z[:, :, rows, columns]]
+        objective = Objective(codec, part, lmbda, sizes[:, :, *y_place].to(device))
         found = descend(objective, [place.to(device) for place in places], steps)
         for place, better in zip(places, found, strict=True):
             place.copy_(better)
-    y_hat, z_hat = (latent[0].permute(1, 2, 0).round().to(torch.int32).contiguous().numpy() for latent in (y, z))
-    return np.asarray(y_hat), np.asarray(z_hat)
+    y_symbols, z_symbols = (np.asarray(v[0].permute(1, 2, 0).round().to(torch.int32).contiguous()) for v in (y, z))
+    return y_symbols, z_symbols

@@ -18,6 +18,8 @@ from submission.entropy_coding import Latents
 from submission.files import Picture
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 from tests.conftest import noise_picture
+from tests.test_learned_step import CONFIG, scaled_network
+from training.export import export_tensors
 
 CPU = torch.device("cpu")
 
@@ -78,7 +80,7 @@ def test_floor_passes_the_gradient() -> None:
     assert x.grad is not None and x.grad.tolist() == [1, 1, 1]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(20, 200), st.integers(20, 200), st.integers(0, 100))
 def test_ms_ssim_is_the_organisers(height: int, width: int, seed: int) -> None:
     x, noise = noise_picture(height, width, seed), noise_picture(height, width, seed + 1)
@@ -106,12 +108,12 @@ def test_refined_latents_are_better(size: tuple[int, int]) -> None:
 def test_lambda_trades_bytes_for_quality() -> None:
     codec, picture = Ladder.load(DEFAULT_WEIGHTS).codec(2), noise_picture(192, 192)
     sizes, scores = [], []
-    for lmbda in (1, 3, 9):
+    for lmbda in (1, 9):
         encoded = codec.encode_latents(*refine(codec, picture, lmbda, 10, CPU), 192, 192)
         sizes.append(len(encoded.stream))
         scores.append(ms_ssim(picture, encoded.reconstruction))
     assert sizes == sorted(sizes) and scores == sorted(scores)
-    assert sizes[0] < sizes[2]
+    assert sizes[0] < sizes[1]
 
 
 def test_z_is_refined_too(ladder_folder: Path) -> None:
@@ -141,3 +143,12 @@ def test_large_pictures_in_blocks() -> None:
     with mock.patch.object(module, "BLOCK", 3):
         assert [(r.stop - r.start, c.stop - c.start) for r, c in blocks(200, 330)] == [(2, 3)] * 4
         assert loss(codec, picture, refine(codec, picture, 3, 8, CPU), 3) < before
+
+
+def test_learned_steps_keep_z() -> None:
+    picture = noise_picture(128, 128)
+    codec = Codec(CONFIG, export_tensors(scaled_network(), noise_picture(192, 192)[None]), 0, 0)
+    y, z = codec.latents(picture)
+    better_y, better_z = refine(codec, picture, 3, 8, CPU)
+    assert (z == better_z).all() and (y != better_y).any()
+    assert loss(codec, picture, (better_y, better_z), 3) < loss(codec, picture, (y, z), 3)
