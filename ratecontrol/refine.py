@@ -30,7 +30,7 @@ from submission.files import Picture
 from submission.tiles import tiles
 
 #: Larger pictures are refined in blocks of at most this many units of 64 pixels a side, each on its own, to bound the
-#: memory: about 1 KiB a pixel of a block.
+#: memory: under 4 GiB.
 BLOCK = 2048 // PAD
 
 #: Steps after which the post-filter's share is computed anew.
