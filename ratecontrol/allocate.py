@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ratecontrol.budget import byte_cap, parse_bpp, smallest_bpp
-from ratecontrol.knapsack import Allocation, Candidates, DoesNotFit, allocate
+from ratecontrol.knapsack import Allocation, Candidates, allocate
 from ratecontrol.table import CANDIDATE_COLUMNS, numbers, read_table, whole_numbers, write_table
 from submission import console
 from submission.errors import UserError
@@ -37,6 +38,7 @@ class Problem:
     table: pd.DataFrame  #: sorted by image, quality and candidate, so that the order of the file decides nothing
     images: list[str]
     pixels: int  #: of all images
+    area: NDArray[np.int64]  #: pixels of each row's image
     candidates: Candidates
 
 
@@ -58,7 +60,18 @@ def read_problem(path: Path) -> Problem:
         raise UserError(f"{path}: {name} has rows of different sizes")
     pixels = int(area[first].sum())
     candidates = Candidates(image.astype(np.int64), size, msssim * area / pixels)
-    return Problem(table, list(images), pixels, candidates)
+    return Problem(table, list(images), pixels, area, candidates)
+
+
+def feasible(problem: Problem, bpp: str, cap: int) -> None:
+    """UserError, naming the smallest rate that would do, unless the smallest candidates fit under `cap`."""
+    smallest = np.full(len(problem.images), np.iinfo(np.int64).max)
+    np.minimum.at(smallest, problem.candidates.image, problem.candidates.size)
+    if (least := int(smallest.sum())) > cap:
+        raise UserError(
+            f"--bpp {bpp} allows {cap:,} bytes, but the smallest candidates have {least:,};"
+            f" the smallest feasible rate is --bpp {smallest_bpp(least, problem.pixels)}"
+        )
 
 
 def portable(table: pd.DataFrame, source: Path, target: Path) -> pd.DataFrame:
@@ -105,13 +118,8 @@ def main() -> int:
     problem = read_problem(arguments.table)
     cap = byte_cap(bpp, problem.pixels)
     start = time.monotonic()
-    try:
-        allocation = allocate(problem.candidates, cap)
-    except DoesNotFit as error:
-        raise UserError(
-            f"--bpp {arguments.bpp} allows {cap:,} bytes, but the smallest candidates have {error.smallest:,};"
-            f" the smallest feasible rate is --bpp {smallest_bpp(error.smallest, problem.pixels)}"
-        ) from None
+    feasible(problem, arguments.bpp, cap)
+    allocation = allocate(problem.candidates, cap)
     seconds = time.monotonic() - start
     chosen = problem.table.iloc[allocation.chosen]
     write_table(arguments.choice, portable(chosen, arguments.table, arguments.choice))

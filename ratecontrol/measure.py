@@ -12,15 +12,11 @@ import functools
 import hashlib
 import itertools
 import math
-import multiprocessing
 import os
-import signal
+import re
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +24,46 @@ import pandas as pd
 import torch
 
 from eval.metrics import ms_ssim, squared_error
+from ratecontrol.parallel import Workers, compute
+from ratecontrol.refine import refine
 from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from submission.codec import Encoded
 from submission.console import Progress, progress, run
 from submission.errors import ImageError, UserError
-from submission.files import list_images, make_folder, read_image, write_bytes
+from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 #: The first line of every table that this command writes.
 HEADER = (",".join(MEASURED_COLUMNS) + "\n").encode()
 
+#: Steps of refinement that are taken, and that are worth it (`docs/ratecontrol.md`).
+MOST_STEPS, GOOD_STEPS = 10_000, 24
+
 Row = dict[str, str]
 Key = tuple[str, str, str]  #: what makes a measurement: hash of the pixels, candidate, hash of the model
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to encode a picture: a model, and how its latents are refined (`ratecontrol.refine`), if at all."""
+
+    quality: int
+    steps: int = 0  #: of refinement
+    factor: str = "1"  #: its lambda over that of the model, as it was given
+
+    @property
+    def name(self) -> str:
+        return f"q{self.quality}-r{self.factor}-s{self.steps}" if self.steps else f"q{self.quality}"
+
+    def encode(self, ladder: Ladder, picture: Picture) -> Encoded:
+        """The stream of `picture`, and what a decoder makes of it."""
+        codec = ladder.codec(self.quality)
+        if not self.steps:
+            return codec.encode(picture)
+        lmbda = float(self.factor) * float(ladder.models[self.quality]["lmbda"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        y, z = refine(codec, picture, lmbda, self.steps, device)
+        return codec.encode_latents(y, z, *picture.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -48,47 +73,49 @@ class Task:
     picture: Path
     image_sha256: str
     weights: Path
-    quality: int
+    model_sha256: str
+    choice: Choice
     table: Path
     stream: str  #: the file to keep the stream in, relative to the table's folder
 
     @property
     def candidate(self) -> str:
-        return f"q{self.quality}"
+        return self.choice.name
 
     @property
     def kept(self) -> Path:
         return self.table.parent / self.stream
 
 
-def measure(task: Task) -> Row:
-    """Encode and decode, keep the stream, and return the row of the table."""
+def measure(task: Task) -> tuple[Row, bytes]:
+    """Encode and decode: the row of the table and the stream, for the caller to keep."""
     ladder = load_ladder(task.weights)
-    codec = ladder.codec(task.quality)
     picture = read_image(task.picture)
     if picture_hash(picture) != task.image_sha256:
         raise UserError(f"{task.picture}: changed while it was being measured; run again")
+    if ladder.model_hash(task.choice.quality) != task.model_sha256:
+        raise UserError(f"{task.weights}: changed while it was being measured; run again")
     start = time.perf_counter()
-    encoded = codec.encode(picture)
+    encoded = task.choice.encode(ladder, picture)
     seconds = time.perf_counter() - start
     score = ms_ssim(picture, encoded.reconstruction)
-    write_bytes(task.kept, encoded.stream)
     height, width, _ = picture.shape
-    return {
+    row = {
         "image": task.picture.name,
         "width": str(width),
         "height": str(height),
         "candidate": task.candidate,
-        "quality": str(task.quality),
+        "quality": str(task.choice.quality),
         "bytes": str(len(encoded.stream)),
         "msssim": f"{0.0 if math.isnan(score) else score:.10f}",  # where it is undefined the organisers count 0
         "sse": f"{squared_error(picture, encoded.reconstruction):.0f}",
         "encode_seconds": f"{seconds:.3f}",
         "image_sha256": task.image_sha256,
-        "model_sha256": ladder.model_hash(task.quality),
+        "model_sha256": task.model_sha256,
         "stream_sha256": hashlib.sha256(encoded.stream).hexdigest(),
         "stream": task.stream,
     }
+    return row, encoded.stream
 
 
 @functools.cache
@@ -97,37 +124,13 @@ def load_ladder(weights: Path) -> Ladder:
     return Ladder.load(weights)
 
 
-def measure_all(tasks: list[Task], jobs: int) -> Generator[Row]:
-    """The rows of `tasks` as they are done, in this process or in `jobs` others that share its threads."""
-    if jobs == 1:
-        yield from map(measure, tasks)
-        return
-    pool = ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),  # a forked process lacks the threads that torch counts on
-        initializer=start_worker,
-        initargs=(max(torch.get_num_threads() // jobs, 1),),
-    )
-    try:
-        for future in as_completed([pool.submit(measure, task) for task in tasks]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise UserError("a worker was killed, perhaps for lack of memory; run again with fewer --jobs") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def start_worker(threads: int) -> None:
-    """Prepare a worker: its share of the threads, interrupts left to the parent, no life after the parent's."""
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def measure_all(tasks: list[Task], workers: Workers) -> Generator[Row]:
+    """The rows of `tasks` as they are done, their streams kept."""
+    places = {(task.image_sha256, task.candidate): task.kept for task in tasks}
+    done = map(measure, tasks) if workers.alone else compute(measure, tasks, workers)
+    for row, stream in done:
+        write_bytes(places[row["image_sha256"], row["candidate"]], stream)
+        yield row
 
 
 def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, str]:
@@ -204,7 +207,7 @@ def replace_rows(table: Path, rows: list[Row], wanted: dict[Key, list[Task]]) ->
     return kept
 
 
-def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], jobs: int) -> list[Row]:
+def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], workers: Workers) -> list[Row]:
     """Write `rows` to `table`, measure what is lacking of `wanted`, a line at a time, and return all rows.
 
     `wanted` holds, for each key, the tasks of all pictures with those pixels: they share one measurement.
@@ -217,7 +220,7 @@ def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], jobs: 
         for key, tasks in wanted.items()
         if (missing := [task for task in tasks if (task.picture.name, task.candidate) not in done])
     }
-    measured = measure_all([tasks[0] for key, tasks in lacking.items() if key not in known], jobs)
+    measured = measure_all([tasks[0] for key, tasks in lacking.items() if key not in known], workers)
     bar = Progress("measuring", len(lacking))
     with table.open("a", newline="", encoding="utf-8") as file, contextlib.closing(measured), contextlib.closing(bar):
         writer = csv.DictWriter(file, MEASURED_COLUMNS, lineterminator="\n")
@@ -260,16 +263,29 @@ def parse_qualities(text: str | None, ladder: Ladder) -> list[int]:
     return chosen
 
 
-def report(table: Path, rows: list[Row], qualities: list[int]) -> str:
-    """What each model alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
+def parse_factors(text: str) -> list[str]:
+    """`"0.5,1"` as a list of texts; UserError unless each is a number from 0.01 to 100, given once."""
+    factors = text.split(",")
+    for factor in factors:
+        if not re.fullmatch(r"\d+(\.\d+)?", factor) or not 0.01 <= float(factor) <= 100:
+            raise UserError(f"--factors {text}: give numbers from 0.01 to 100, such as 0.7,1")
+    if len({float(factor) for factor in factors}) < len(factors):
+        raise UserError(f"--factors {text}: names one twice")
+    return factors
+
+
+def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
+    """What each choice alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
     lines = [f"{table}: {len(rows)} rows"]
-    for quality in qualities:
-        own = [row for row in rows if row["candidate"] == f"q{quality}"]
+    width = max(len(choice.name) for choice in choices)
+    for choice in choices:
+        own = [row for row in rows if row["candidate"] == choice.name]
         areas = [int(row["width"]) * int(row["height"]) for row in own]
         total = sum(int(row["bytes"]) for row in own)
         score = sum(float(row["msssim"]) * area for row, area in zip(own, areas, strict=True)) / sum(areas)
         lines.append(
-            f"q{quality}  {len(own)} pictures  {total:,} bytes  {8 * total / sum(areas):.4f} bpp  MS-SSIM {score:.5f}"
+            f"{choice.name:{width}}  {len(own)} pictures  {total:,} bytes  {8 * total / sum(areas):.4f} bpp"
+            f"  MS-SSIM {score:.5f}  {sum(float(row['encode_seconds']) for row in own) / len(own):.1f} s a picture"
         )
     return "\n".join(lines)
 
@@ -285,8 +301,13 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="table.csv")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--qualities", metavar="0,1,...", help="models of the ladder to measure (default: all)")
+    parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="also refine every encoding, in STEPS")
+    parser.add_argument(
+        "--factors", default="1", metavar="F,...", help="refine for these multiples of each model's lambda (default: 1)"
+    )
     parser.add_argument("--streams", type=Path, metavar="DIR", help="folder for streams (default: table.streams)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1, with torch's threads)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="measure on the workers of this Dask scheduler instead")
     parser.add_argument("--skip-bad", action="store_true", help="name and leave out pictures that cannot be read")
     parser.add_argument(
         "--replace", action="store_true", help="drop the table's rows of other pictures, pixels, weights or qualities"
@@ -294,10 +315,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least 1")
+    workers = Workers(options.jobs, options.scheduler)
+
+    if not 0 <= options.refine <= MOST_STEPS:
+        raise UserError(f"--refine {options.refine}: 1 to {MOST_STEPS} steps; {GOOD_STEPS} are good")
+    factors = parse_factors(options.factors)
 
     table = options.output.resolve()
-    ladder = load_ladder(options.weights)
+    weights = options.weights.absolute()
+    ladder = load_ladder(weights)
     qualities = parse_qualities(options.qualities, ladder)
+    choices = [Choice(quality) for quality in qualities]
+    if options.refine:
+        choices += [Choice(quality, options.refine, factor) for quality in qualities for factor in factors]
     paths = list_images(options.inputs)
     hashes = hash_pictures(paths, options.skip_bad)
     refuse_foreign(table)
@@ -305,21 +335,24 @@ def main() -> int:
     streams = make_folder((options.streams or table.with_suffix(".streams")).resolve())
     wanted: dict[Key, list[Task]] = {}
     for path, image_hash in hashes.items():
-        for quality in qualities:
-            stream = os.path.relpath(streams / f"{path.stem}.q{quality}.clic", table.parent)
-            task = Task(path, image_hash, options.weights, quality, table, stream)
-            wanted.setdefault((image_hash, task.candidate, ladder.model_hash(quality)), []).append(task)
+        for choice in choices:
+            stream = os.path.relpath(streams / f"{path.stem}.{choice.name}.clic", table.parent)
+            model_hash = ladder.model_hash(choice.quality)
+            task = Task(path.absolute(), image_hash, weights, model_hash, choice, table, stream)
+            wanted.setdefault((image_hash, choice.name, model_hash), []).append(task)
     with locked(streams):
         rows = read_rows(table)
         if options.replace:
             rows = replace_rows(table, rows, wanted)
         check_rows(table, rows, ladder, hashes)
-        rows = complete(table, rows, wanted, options.jobs)
-    print(report(options.output, rows, qualities))
+        rows = complete(table, rows, wanted, workers)
+    print(report(options.output, rows, choices))
     if others := {row["image"] for row in rows} - {path.name for path in hashes}:
         print(f"note: the table keeps rows of {len(others)} other pictures; --replace drops them", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    from ratecontrol import measure as importable  # workers look its functions up by that name, not in __main__
+
+    run(importable.main)

@@ -7,8 +7,10 @@ appears whole or not at all, and the same input gives the same bytes.
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -131,6 +133,28 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path.relative_to(folder): (path.stat().st_mode, path.read_bytes()) for path in files}
 
 
+#: renameat2(2): relative paths start at the current folder; swap the two.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders of one file system in a single step, so that a kill leaves the old one or the new one.
+
+    Where the system cannot, the other is moved aside first, to a visible neighbour: then a kill in between leaves
+    both, and no folder in place.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = os.fsencode(one), os.fsencode(other)
+    if rename and rename(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = other.with_name(f"{other.name}.old")
+    if aside.exists():
+        raise UserError(f"{aside}: left by an interrupted run; move it to {other.name} or delete it")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
 @contextlib.contextmanager
 def replacing(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `target` at the end, or vanishes if anything fails.
@@ -143,16 +167,17 @@ def replacing(target: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f"{target}: exists and is not a submission; give another -o")
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".part") as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new = Path(temporary) / "new"
         new.mkdir()
         yield new
         if occupied and contents(new) == contents(target):
             return
         if occupied and not overwrite:
             raise UserError(f"{target}: is a submission with other content; --overwrite replaces it")
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+        if occupied:
+            exchange(new, target)
+        else:
+            new.rename(target)  # over an empty folder too
 
 
 def main() -> int:

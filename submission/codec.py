@@ -59,7 +59,8 @@ class Codec:
 
     def compress(self, image: Picture) -> bytes:
         """uint8 [H, W, 3] -> stream."""
-        return self._compress(image)[0]
+        _check(image)
+        return self._write(*self.latents(image), *image.shape[:2])[0]
 
     def decompress(self, stream: bytes) -> Picture:
         """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model."""
@@ -75,32 +76,37 @@ class Codec:
 
     def encode(self, image: Picture) -> Encoded:
         """`compress`, with the picture that this machine's decoder will make."""
-        stream, y_hat = self._compress(image)
-        return Encoded(stream, self._reconstruct(y_hat, *image.shape[:2]))
+        _check(image)
+        return self.encode_latents(*self.latents(image), *image.shape[:2])
+
+    def encode_latents(self, y: Latents, z: Latents, height: int, width: int) -> Encoded:
+        """`encode` a picture of this size with symbols y [h, w, M] and z [h/4, w/4, N] found elsewhere."""
+        stream, y_hat = self._write(y, z, height, width)
+        return Encoded(stream, self._reconstruct(y_hat, height, width))
 
     def latents(self, image: Picture) -> tuple[Latents, Latents]:
         """Symbols of y [h, w, M] (y over its quantisation step, rounded) and of z [h/4, w/4, N].
 
         The picture is zero-padded at the right and bottom.
         """
+        y, z_hat = self.continuous_latents(image)
+        return _rounded(y), z_hat
+
+    def continuous_latents(self, image: Picture) -> tuple[Tensor, Latents]:
+        """y over its quantisation step, [1, M, h, w], before rounding, and the symbols of z [h/4, w/4, N]."""
         height, width = image.shape[:2]
         h, w = _latent_size(height, width)
         x = torch.zeros(1, 3, 16 * h, 16 * w).contiguous(memory_format=torch.channels_last)
         x[0, :, :height, :width] = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-        with torch.inference_mode():
+        with torch.no_grad():
             y = self.transforms.g_a(x)
             z = self.transforms.h_a(y)
         z_hat = np.clip(_rounded(z), -self.entropy.z_peak, self.entropy.z_peak)  # as a decoder finds it
         steps = torch.from_numpy(self.entropy.step_sizes(z_hat)).permute(2, 0, 1)
-        return _rounded(y * 2**STEP_BITS / steps), z_hat
+        return y * 2**STEP_BITS / steps, z_hat
 
-    def _compress(self, image: Picture) -> tuple[bytes, YHat]:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
-        height, width = image.shape[:2]
-        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-            raise ImageError(f"{width}x{height} is too large; split the picture first")
-        payload, symbols, z_hat = self.entropy.encode(*self.latents(image))
+    def _write(self, y: Latents, z: Latents, height: int, width: int) -> tuple[bytes, YHat]:
+        payload, symbols, z_hat = self.entropy.encode(y, z)
         check = bitstream.latents_check(symbols, z_hat)
         header = bitstream.Header(self.quality, height, width, self.model, check)
         return bitstream.write(header, payload), self.entropy.dequantize(symbols, z_hat)
@@ -114,6 +120,14 @@ class Codec:
             pixels = x_hat[0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
         picture: Picture = pixels.permute(1, 2, 0).contiguous().numpy()
         return picture
+
+
+def _check(image: Picture) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} is too large; split the picture first")
 
 
 def _latent_size(height: int, width: int) -> tuple[int, int]:

@@ -11,11 +11,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from distributed import LocalCluster
 from PIL import Image
 
 from eval.metrics import ms_ssim, squared_error
-from ratecontrol import measure
+from ratecontrol import measure, parallel
 from ratecontrol.table import MEASURED_COLUMNS
+from submission.errors import UserError
 from submission.files import read_image
 from submission.ladder import Ladder
 from tests.commands import Result, assert_refused, call
@@ -42,8 +44,8 @@ def encoded() -> Iterator[list[tuple[str, int]]]:
     done: list[tuple[str, int]] = []
     original = measure.measure
 
-    def count(task: measure.Task) -> measure.Row:
-        done.append((task.picture.name, task.quality))
+    def count(task: measure.Task) -> tuple[measure.Row, bytes]:
+        done.append((task.picture.name, task.choice.quality))
         return original(task)
 
     with mock.patch.object(measure, "measure", count):
@@ -138,14 +140,54 @@ def test_same_pixels_are_measured_once(
         assert row["stream"] == f"table.streams/{Path(name).stem}.q2.clic"
 
 
+def timeless(path: Path) -> list[list[str]]:
+    return sorted([value for key, value in row.items() if key != "encode_seconds"] for row in rows(path))
+
+
 def test_processes_measure_the_same(tmp_path: Path, measured: Path, pictures: Path, ladder_folder: Path) -> None:
     table = tmp_path / "table.csv"
-    assert run(table, pictures, ladder_folder, "--jobs", 2).code == 0
-
-    def timeless(path: Path) -> list[list[str]]:
-        return sorted([value for key, value in row.items() if key != "encode_seconds"] for row in rows(path))
-
+    result = run(table, pictures, ladder_folder, "--jobs", 2)
+    assert result.code == 0, result.stderr
     assert timeless(table) == timeless(measured / "table.csv")
+
+
+def test_a_scheduler_measures_the_same(tmp_path: Path, measured: Path, pictures: Path, ladder_folder: Path) -> None:
+    table = tmp_path / "table.csv"
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+        result = run(table, pictures, ladder_folder, "--scheduler", cluster.scheduler_address)
+    assert result.code == 0, result.stderr
+    assert timeless(table) == timeless(measured / "table.csv")
+
+
+def test_a_worker_passes_errors_on(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        mock.patch.object(measure, "ms_ssim", side_effect=UserError("the disk is full")),
+    ):
+        result = run(tmp_path / "table.csv", pictures, ladder_folder, "--scheduler", cluster.scheduler_address)
+    assert_refused(result, "the disk is full")
+
+
+def test_a_scheduler_that_is_not_there(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
+    with mock.patch.object(parallel, "PATIENCE", 1):
+        result = run(tmp_path / "table.csv", pictures, ladder_folder, "--scheduler", "tcp://127.0.0.1:9")
+        assert_refused(result, "--scheduler tcp://127.0.0.1:9")
+        assert_refused(run(tmp_path / "t.csv", pictures, ladder_folder, "--scheduler", "nonsense://x"), "--scheduler")
+
+
+def test_refined_rows_stand_beside_the_others(
+    table: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    arguments = (pictures / "a.png", ladder_folder, "--qualities", "0,1", "--refine", 3, "--factors", "0.5,1")
+    for _ in range(2):  # the second time everything is there
+        result = run(table, *arguments)
+        assert result.code == 0, result.stderr
+    assert encoded == [("a.png", 0), ("a.png", 0), ("a.png", 1), ("a.png", 1)]
+    names = [row["candidate"] for row in rows(table) if row["image"] == "a.png"]
+    assert names == ["q0", "q1", "q2", "q0-r0.5-s3", "q0-r1-s3", "q1-r0.5-s3", "q1-r1-s3"]
+    row = rows(table)[-1]
+    decoded = Ladder.load(ladder_folder).decompress((table.parent / row["stream"]).read_bytes())
+    assert float(row["sse"]) == squared_error(read_image(pictures / "a.png"), decoded)
 
 
 def test_other_pixels_and_weights_are_refused_or_replaced(
@@ -199,6 +241,9 @@ def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, la
     assert_refused(run(table, pictures, tmp_path / "nowhere"), "nowhere")
     assert_refused(run(table, pictures, ladder_folder, "--qualities", "0,7"), "--qualities")
     assert_refused(run(table, pictures, ladder_folder, "--jobs", "0"), "--jobs")
+    assert_refused(run(table, pictures, ladder_folder, "--refine", "-1"), "--refine")
+    for factors in ("", "1,x", "1,1.0", "0", "inf"):
+        assert_refused(run(table, pictures, ladder_folder, "--refine", "2", "--factors", factors), "--factors")
     odd = Path(shutil.copytree(pictures, tmp_path / "odd"))
     (odd / "a.png").rename(odd / "a\n.png")
     assert_refused(run(table, odd, ladder_folder), "rename")
