@@ -51,7 +51,6 @@ def load_checkpoint(path: Path, config: ModelConfig | None, stage: Stage | None,
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = ModelConfig.from_json(state["config"])
-        made_with = _stage_of(state)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; run the stage before this one first") from None
     except UserError:
@@ -60,21 +59,23 @@ def load_checkpoint(path: Path, config: ModelConfig | None, stage: Stage | None,
         raise UserError(f"{path}: not a checkpoint of this program ({type(error).__name__})") from None
     if config is not None and found != config:
         raise UserError(f"{path}: made for another network ({found.name}); use its preset, or another run folder")
-    if stage is not None and made_with != dataclasses.replace(stage, seconds=made_with.seconds):
-        fields = [f.name for f in dataclasses.fields(Stage) if f.name != "seconds"]
-        other = ", ".join(n for n in fields if getattr(made_with, n) != getattr(stage, n))
-        raise UserError(f"{path}: made with other settings of this stage ({other}); use the same, or --overwrite")
+    if stage is not None and (other := _differences(state["stage"], stage)):
+        raise UserError(
+            f"{path}: made with other settings of this stage ({', '.join(other)}); use the same, or --overwrite"
+        )
     if lmbda is not None and state["lmbda"] != lmbda:
         raise UserError(f"{path}: made for lambda {state['lmbda']:g}, not {lmbda:g}; use another run folder")
     return state
 
 
-def _stage_of(state: dict[str, Any]) -> Stage:
-    """The stage that a checkpoint was made in; fields that came later have their defaults."""
-    known = {f.name for f in dataclasses.fields(Stage)}
-    if unknown := set(state["stage"]) - known:
-        raise UserError(f"checkpoint of another version of this program (knows {', '.join(sorted(unknown))})")
-    return Stage(**state["stage"])
+def _differences(saved: dict[str, Any], stage: Stage) -> list[str]:
+    """Names of the settings in which a saved stage differs from `stage`: all but its time, which may be extended.
+
+    Settings that came after it was saved have their defaults; those that are gone differ.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(Stage) if f.default is not dataclasses.MISSING}
+    was, now = {**defaults, **saved}, dataclasses.asdict(stage)
+    return [n for n in {**now, **was} if n != "seconds" and was.get(n) != now.get(n)]
 
 
 def is_done(path: Path) -> bool:
