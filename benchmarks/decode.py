@@ -5,7 +5,6 @@ so that a picture takes about 0.3 bits per pixel, the highest of the three caps.
 """
 
 import argparse
-import csv
 import multiprocessing
 import resource
 import time
@@ -15,10 +14,12 @@ from pathlib import Path
 
 import constriction
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ratecontrol.table import write_table
 from submission import entropy_coding, integer
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
@@ -257,10 +258,7 @@ def main() -> int:
             print(f"{r['picture']:10}  {r['stage']:34}  {r['seconds'] or '':>9}  {r['note']}", flush=True)
         table += rows
     if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0])
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(options.output, pd.DataFrame(table))
     return 0
 
 

@@ -2,12 +2,13 @@
 floating-point network that was trained, picture by picture."""
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
+from ratecontrol.table import write_table
 from submission.bitstream import HEADER_BYTES
 from submission.codec import Codec
 from submission.config import ModelConfig
@@ -61,10 +62,7 @@ def main() -> int:
         )
         table.append(row)
     if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0])
-            writer.writeheader()
-            writer.writerows(table)
+        write_table(options.output, pd.DataFrame(table))
     return 0
 
 
