@@ -167,7 +167,7 @@ PEERS = (
         vvc.QUALITIES,
         vvc.OPTIONS,
         vvc.version,
-        "vvencapp and vvdecapp on the PATH",
+        "pip install imageio-ffmpeg (0.8.1 has VVenC), or vvencapp and vvdecapp on the PATH",
         vvc.compress,
         vvc.decompress,
     ),

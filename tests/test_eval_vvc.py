@@ -1,5 +1,7 @@
-"""The VVC peer: its colour conversion by laws, its programs by stand-ins that take the same arguments."""
+"""The VVC peer: its colour conversion by laws, FFmpeg's VVenC for real, VVenC's own programs by stand-ins that take the
+same arguments."""
 
+import importlib.util
 import stat
 from pathlib import Path
 
@@ -34,6 +36,9 @@ from pathlib import Path
 at = {name: value for name, value in zip(sys.argv[1::2], sys.argv[2::2])}
 Path(at["-o"]).write_bytes(Path(at["-b"]).read_bytes()[3:])
 """
+
+
+FFMPEG = pytest.mark.skipif(importlib.util.find_spec("imageio_ffmpeg") is None, reason="imageio-ffmpeg not installed")
 
 
 def install(folder: Path, name: str, script: str) -> None:
@@ -75,6 +80,37 @@ def test_chroma_is_interpolated_between_blocks() -> None:
     assert doubled[0, :3] == pytest.approx([0, 0.25, 0.75])
 
 
+@pytest.fixture
+def only_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no vvencapp
+
+
+@FFMPEG
+@pytest.mark.usefixtures("only_ffmpeg")
+@pytest.mark.parametrize("height, width", [(64, 96), (63, 95), (8, 8)])
+def test_ffmpeg_codes_a_smooth_picture_of_any_size(height: int, width: int) -> None:
+    rows, columns = np.mgrid[:height, :width]
+    picture = np.stack([rows * 2, columns * 2, 255 - rows - columns], axis=-1).astype(np.uint8)
+    errors, sizes = [], []
+    for quality in (13, 39):
+        data = VVC.compress(picture, quality)
+        assert data == VVC.compress(picture, quality)
+        decoded = VVC.decompress(data)
+        assert decoded.shape == picture.shape
+        errors.append(np.square(decoded.astype(float) - picture).mean())
+        sizes.append(len(data))
+    assert errors[1] < 4 and errors[1] <= errors[0]
+    assert sizes[0] <= sizes[1]
+
+
+@FFMPEG
+@pytest.mark.usefixtures("only_ffmpeg")
+def test_ffmpeg_that_fails_is_quoted() -> None:
+    assert "FFmpeg" in VVC.settings
+    with pytest.raises(UserError, match=r"ffmpeg.* failed: "):
+        VVC.decompress(b"\0\x08\0\x08 no stream")
+
+
 @pytest.mark.parametrize("height, width", [(32, 48), (31, 47), (1, 1)])
 def test_any_size_comes_back(programs: Path, height: int, width: int) -> None:
     picture = noise_picture(height, width)
@@ -89,7 +125,7 @@ def test_is_measured_like_any_other(programs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(noise_picture(20, 30)).save(folder / "a.png")
-    assert VVC.settings.startswith("VVenC 1.13.1 --preset medium")
+    assert VVC.settings.startswith("VVenC 1.13.1 preset medium")
     table = peers.measure(folder, tmp_path / "out", peers.available(["vvc"]))["vvc"]
     assert len(table.read_text().splitlines()) == 1 + len(vvc.QUALITIES)
 
@@ -98,8 +134,9 @@ def test_without_the_programs_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], programs: Path
 ) -> None:
     (programs / vvc.DECODER).chmod(stat.S_IRUSR)
+    monkeypatch.setattr(vvc, "_ffmpeg", lambda: None)
     assert peers.available(["vvc"]) == []
-    assert "vvc is left out; it needs vvencapp and vvdecapp on the PATH" in capsys.readouterr().err
+    assert "vvc is left out; it needs pip install imageio-ffmpeg" in capsys.readouterr().err
 
 
 def test_a_program_that_fails_is_quoted(programs: Path) -> None:
@@ -108,5 +145,5 @@ def test_a_program_that_fails_is_quoted(programs: Path) -> None:
         VVC.compress(noise_picture(4, 4), 20)
     install(programs, vvc.ENCODER, ENCODER)
     data = VVC.compress(noise_picture(4, 4), 20)
-    with pytest.raises(UserError, match="vvdecapp wrote"):
+    with pytest.raises(UserError, match="the VVC decoder wrote"):
         VVC.decompress(data[:-2])
