@@ -6,7 +6,7 @@ relaxation over thousands of steps. Here the latents stay integers, and each ste
 
 1. one forward and backward pass gives the loss and its slope at the current integers;
 2. the loss of moving one integer by one is predicted from the slope (distortion, and rate of what the integer is
-   context for), a curvature per channel, and the exact cost of the integer itself under its own mixture;
+   context for), a curvature for each channel and place, and the exact cost of the integer itself under its mixture;
 3. the most promising moves are made together and the loss is computed again, which is the next step's pass. What does
    not lower it is taken back, and fewer moves are tried: a trust region. So the loss only falls, whenever one stops.
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ratecontrol.surrogate import MSSSIM, Rate
 from submission.codec import Codec
@@ -38,8 +39,11 @@ RENEW = 8
 
 #: Part of the promising moves that is tried at first; what it is multiplied by after a step that failed, that gained
 #: less than `DOUBTFUL` of what was promised, or that went well.
-FIRST_SHARE, AFTER_FAILURE, AFTER_DOUBT, AFTER_SUCCESS = 0.1, 0.4, 0.8, 1.25
+FIRST_SHARE, AFTER_FAILURE, AFTER_DOUBT, AFTER_SUCCESS = 0.5, 0.4, 0.8, 1.5
 DOUBTFUL = 0.3
+
+#: How far the curvature of a place may be from its channel's.
+PLACES = 0.1, 10.0
 
 #: Bits that a move must promise.
 LEAST_GAIN = 0.02
@@ -107,26 +111,50 @@ class Objective:
 
 
 class Curvature:
-    """Second derivative of the loss along each channel of a latent, learned from how its slope changes."""
+    """Second derivative of the loss along each integer of a latent, learned from how the slope changes.
+
+    Modelled as a factor for each channel times one for each place: MS-SSIM weighs an error by the variance around it,
+    so a flat sky is many times as sensitive as grass.
+    """
 
     def __init__(self, slope: Tensor, distance: Tensor) -> None:
         """From the slope at rounded latents and their distance to the encoder's, where the slope counts as 0.
 
         Where that is nowhere different, as for z, nearly nothing is known yet.
         """
-        change, moved = self._sums(slope * distance), self._sums(distance * distance)
+        change, moved = slope * distance, distance * distance
+        change_of_channel, moved_of_channel = self._of_channels(change), self._of_channels(moved)
         average = (change.sum() / moved.sum().clamp(min=1e-6)).clamp(min=1e-3)
         self.lowest = 0.1 * average
-        self.value = ((change + 2 * average) / (moved + 2)).clamp(min=2 * self.lowest)
+        self.channel = ((change_of_channel + 2 * average) / (moved_of_channel + 2)).clamp(min=2 * self.lowest)
+        self.place = torch.ones_like(slope[:, :1])
+        self._learn_places(change, moved)
+
+    @property
+    def value(self) -> Tensor:
+        return self.channel * self.place
 
     def learn(self, change: Tensor, moves: Tensor) -> None:
         """Take in how the slope changed with `moves`."""
-        seen = (self._sums(change * moves) + 4 * self.value) / (self._sums(moves * moves) + 4)
-        self.value = ((self.value + seen) / 2).clamp(min=self.lowest)
+        change, moved = change * moves, moves * moves
+        seen = (self._of_channels(change) + 4 * self.channel) / (self._of_channels(moved * self.place) + 4)
+        self.channel = ((self.channel + seen) / 2).clamp(min=self.lowest)
+        self._learn_places(change, moved)
+
+    def _learn_places(self, change: Tensor, moved: Tensor) -> None:
+        """What was seen around each place counts as much as one move of an average channel did before."""
+        known = self.channel.mean()
+        seen, expected = self._around(change), self._around(self.channel * moved)
+        self.place = ((seen + known * self.place) / (expected + known)).clamp(*PLACES)
 
     @staticmethod
-    def _sums(values: Tensor) -> Tensor:
+    def _of_channels(values: Tensor) -> Tensor:
         return values.sum((0, 2, 3), keepdim=True)
+
+    @staticmethod
+    def _around(values: Tensor) -> Tensor:
+        """Sums over all channels and 3 x 3 places."""
+        return 9 * F.avg_pool2d(values.sum(1, keepdim=True), 3, stride=1, padding=1)
 
 
 def promised(state: State, curvatures: list[Curvature]) -> tuple[list[Tensor], list[Tensor]]:
