@@ -154,9 +154,15 @@ def digest(folder: Path) -> str:
 
 def run_module(module: str, *arguments: object) -> None:
     """Run `python -m module`, showing only its progress; if it fails, its error line and exit code become ours."""
-    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(done.returncode)
+    with subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.DEVNULL) as child:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.terminate()  # it has not seen the signal if that was for us alone
+            child.wait()
+            raise
+    if code:
+        sys.exit(code)
 
 
 def _mean(rows: list[dict[Hashable, Any]], column: str) -> float:

@@ -72,6 +72,7 @@ class Task:
 
     picture: Path
     image_sha256: str
+    pixels: int
     weights: Path
     model_sha256: str
     choice: Choice
@@ -126,6 +127,7 @@ def load_ladder(weights: Path) -> Ladder:
 
 def measure_all(tasks: list[Task], workers: Workers) -> Generator[Row]:
     """The rows of `tasks` as they are done, their streams kept."""
+    workers = workers.enough_for(sum(task.pixels for task in tasks))
     places = {(task.image_sha256, task.candidate): task.kept for task in tasks}
     done = map(measure, tasks) if workers.alone else compute(measure, tasks, workers)
     for row, stream in done:
@@ -133,14 +135,18 @@ def measure_all(tasks: list[Task], workers: Workers) -> Generator[Row]:
         yield row
 
 
-def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, str]:
-    """The hash of each picture. A bad one ends the run before the long work, or is named and left out."""
-    hashes: dict[Path, str] = {}
+def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, tuple[str, int]]:
+    """The hash of each picture and its number of pixels.
+
+    A bad one ends the run before the long work, or is named and left out.
+    """
+    hashes = {}
     for path in progress(paths, "reading"):
         if not path.name.isprintable():
             raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
         try:
-            hashes[path] = picture_hash(read_image(path))
+            picture = read_image(path)
+            hashes[path] = picture_hash(picture), picture.shape[0] * picture.shape[1]
         except ImageError as error:
             if not skip_bad:
                 raise UserError(f"{error}; --skip-bad leaves such pictures out") from None
@@ -187,10 +193,10 @@ def stream_is_whole(table: Path, row: Row) -> bool:
     return hashlib.sha256(stream).hexdigest() == row["stream_sha256"]
 
 
-def check_rows(table: Path, rows: list[Row], ladder: Ladder, hashes: dict[Path, str]) -> None:
+def check_rows(table: Path, rows: list[Row], ladder: Ladder, hashes: dict[Path, tuple[str, int]]) -> None:
     """Refuse a table that would mix measurements: with other weights, or of other pixels under the same name."""
     models = {str(quality): ladder.model_hash(quality) for quality in ladder.qualities}
-    pictures = {path.stem: (path.name, image_hash) for path, image_hash in hashes.items()}
+    pictures = {path.stem: (path.name, image_hash) for path, (image_hash, _) in hashes.items()}
     for row in rows:
         if models.get(row["quality"]) != row["model_sha256"]:
             raise UserError(f"{table}: has rows measured with other weights; give another -o, or --replace them")
@@ -306,14 +312,14 @@ def main() -> int:
         "--factors", default="1", metavar="F,...", help="refine for these multiples of each model's lambda (default: 1)"
     )
     parser.add_argument("--streams", type=Path, metavar="DIR", help="folder for streams (default: table.streams)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: one a core)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="measure on the workers of this Dask scheduler instead")
     parser.add_argument("--skip-bad", action="store_true", help="name and leave out pictures that cannot be read")
     parser.add_argument(
         "--replace", action="store_true", help="drop the table's rows of other pictures, pixels, weights or qualities"
     )
     options = parser.parse_args()
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least 1")
     workers = Workers(options.jobs, options.scheduler)
 
@@ -334,11 +340,11 @@ def main() -> int:
     make_folder(table.parent)
     streams = make_folder((options.streams or table.with_suffix(".streams")).resolve())
     wanted: dict[Key, list[Task]] = {}
-    for path, image_hash in hashes.items():
+    for path, (image_hash, pixels) in hashes.items():
         for choice in choices:
             stream = os.path.relpath(streams / f"{path.stem}.{choice.name}.clic", table.parent)
             model_hash = ladder.model_hash(choice.quality)
-            task = Task(path.absolute(), image_hash, weights, model_hash, choice, table, stream)
+            task = Task(path.absolute(), image_hash, pixels, weights, model_hash, choice, table, stream)
             wanted.setdefault((image_hash, choice.name, model_hash), []).append(task)
     with locked(streams):
         rows = read_rows(table)

@@ -1,16 +1,21 @@
 """Independent work on many processes or machines, with `dask.distributed`."""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
+from submission.cores import given_cores
 from submission.errors import UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: Pixels to encode from which a cluster of this machine's cores is worth the seconds that it takes to start.
+WORTH_A_CLUSTER = 20_000_000
 
 #: Seconds in which a scheduler must answer and have a worker.
 PATIENCE = 30
@@ -20,16 +25,24 @@ PATIENCE = 30
 class Workers:
     """Who does the work: `jobs` processes of this machine, or those that a Dask scheduler has.
 
+    Without either it is one process a core where there is much to do, and this one alone where there is little.
     The workers of a scheduler need this package and must see pictures and weights under the same paths.
     """
 
-    jobs: int = 1
+    jobs: int | None = None
     scheduler: str | None = None
 
     @property
     def alone(self) -> bool:
         """Whether this process does all by itself, and need not wait for others to start."""
         return self.jobs == 1 and self.scheduler is None
+
+    def enough_for(self, pixels: int) -> "Workers":
+        """With the number of processes decided."""
+        if self.jobs is not None or self.scheduler is not None:
+            return self
+        large = pixels >= WORTH_A_CLUSTER and importlib.util.find_spec("distributed") is not None
+        return replace(self, jobs=given_cores() if large else 1)
 
 
 def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterator[R]:
@@ -46,9 +59,10 @@ def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterato
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     cluster = None
     if workers.scheduler is None:
-        threads = max(torch.get_num_threads() // workers.jobs, 1)
+        jobs = workers.jobs or 1
+        threads = max(torch.get_num_threads() // jobs, 1)
         cluster = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=min(workers.jobs, len(items)),
+            n_workers=min(jobs, len(items)),
             threads_per_worker=1,
             memory_limit=0,  # a large picture may take what there is
             dashboard_address=None,

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,8 @@ def run(main: Callable[[], int]) -> None:
 
     0 done; 1 done, but a limit is broken; 2 bad input or usage (one line on stderr); 130 interrupted.
     """
+    # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main()
         sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 from pathlib import Path
 
 import torch
@@ -63,8 +62,6 @@ def main() -> int:
         raise UserError(f"{folder}: user {os.getuid()} may not write here; give another folder, or run as its owner")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(given_cores())
-    # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = 0
     for path in progress(paths, "decoding"):
         try:  # one bad stream does not keep the others from being decoded

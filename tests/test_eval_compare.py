@@ -4,7 +4,12 @@ import base64
 import dataclasses
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +39,7 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(demo, "RATES", RATES)
+        patch.setattr(demo, "CODECS", CODECS[1:])
         patch.setattr(peers, "PEERS", PEERS)
         yield patch
 
@@ -287,3 +293,27 @@ def test_demo_has_photos_of_its_own(tmp_path: Path) -> None:
     folder = demo.photos(tmp_path / "photos")
     assert sorted(path.name for path in folder.iterdir()) == sorted(demo.PHOTOS)
     assert all(Image.open(path).mode == "RGB" for path in folder.iterdir())
+
+
+def test_termination_ends_the_command_that_measures(tmp_path: Path) -> None:
+    (tmp_path / "measures.py").write_text(
+        "import os, pathlib, time; pathlib.Path('pid').write_text(f'{os.getpid()} '); time.sleep(600)"
+    )
+    script = (
+        "from eval.points import run_module; from submission.console import run; run(lambda: run_module('measures'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == "error: interrupted\n"
+        assert process.returncode == 130
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+    finally:
+        process.kill()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from eval.metrics import ms_ssim, squared_error
 from ratecontrol import measure, parallel
+from ratecontrol.parallel import Workers
 from ratecontrol.table import MEASURED_COLUMNS
 from submission.errors import UserError
 from submission.files import read_image
@@ -149,6 +150,16 @@ def test_processes_measure_the_same(tmp_path: Path, measured: Path, pictures: Pa
     result = run(table, pictures, ladder_folder, "--jobs", 2)
     assert result.code == 0, result.stderr
     assert timeless(table) == timeless(measured / "table.csv")
+
+
+def test_a_cluster_is_started_only_for_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "given_cores", lambda: 4)
+    assert Workers().enough_for(parallel.WORTH_A_CLUSTER - 1).alone
+    assert Workers().enough_for(parallel.WORTH_A_CLUSTER) == Workers(jobs=4)
+    assert Workers(jobs=2).enough_for(1) == Workers(jobs=2)
+    assert Workers(jobs=1).enough_for(10**12).alone
+    remote = Workers(scheduler="tcp://host:8786")
+    assert remote.enough_for(1) == remote
 
 
 def test_a_scheduler_measures_the_same(tmp_path: Path, measured: Path, pictures: Path, ladder_folder: Path) -> None:
