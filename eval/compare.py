@@ -24,6 +24,7 @@ from eval.metrics import ms_ssim_db
 from eval.points import OURS, Point, our_point, peer_point, run_module
 from eval.score import aligned
 from ratecontrol.budget import parse_bpp
+from ratecontrol.table import MEASURED_COLUMNS, read_table
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images, make_folder, write_bytes
@@ -52,10 +53,12 @@ def compare(
     rates: Sequence[str],
     names: Sequence[str] = (),
     commands: Sequence[str] = (),
+    measured: Path | None = None,
 ) -> Comparison:
     """Measure, allocate, decode and score ours and the peers called `names` (all, if none); writes into `results`.
 
-    `commands`, for people to repeat, are shown in the report.
+    `commands`, for people to repeat, are shown in the report. `measured` is a table of `ratecontrol.measure` with the
+    candidates of ours, refined ones perhaps; without it each model is measured.
 
     Raises UserError if `results` holds anything that an earlier comparison did not leave there.
     """
@@ -63,10 +66,13 @@ def compare(
         parse_bpp(rate)
     list_images([folder])
     Ladder.load(weights)  # bad input of any kind is found before anything is written
+    if measured:
+        read_table(measured, MEASURED_COLUMNS)
     chosen = {peer.name: peer for peer in peers.available(names)}
     place = open_results(results)
-    tables = {OURS: place / f"{OURS}.csv"}
-    run_module("ratecontrol.measure", folder, "-o", tables[OURS], "--weights", weights, "--replace")
+    tables = {OURS: measured or place / f"{OURS}.csv"}
+    if measured is None:
+        run_module("ratecontrol.measure", folder, "-o", tables[OURS], "--weights", weights, "--replace")
     tables |= peers.measure(folder, place, chosen.values())
     points = []
     for rate, codec in console.progress([(rate, codec) for rate in rates for codec in tables], "comparing"):
@@ -146,7 +152,7 @@ def candidates(tables: dict[str, Path]) -> pd.DataFrame:
     """One row a codec, picture and quality: every rate-distortion point that was measured."""
     columns = ["image", "width", "height", "quality", "bytes", "msssim", "sse"]
     frames = [pd.read_csv(table)[columns].assign(codec=codec) for codec, table in tables.items()]
-    return pd.concat(frames).sort_values(["codec", "image", "quality"])[["codec", *columns]]
+    return pd.concat(frames).sort_values(["codec", "image", "quality", "bytes"])[["codec", *columns]]
 
 
 def _tsv(frame: pd.DataFrame) -> bytes:
@@ -198,10 +204,15 @@ def main() -> int:
         "--bpp", nargs="+", default=RATES, metavar="RATE", help="rate points (default: the challenge's)"
     )
     parser.add_argument("--codecs", nargs="+", default=(), metavar="NAME", help="peers (default: all installed)")
+    parser.add_argument(
+        "--table", type=Path, metavar="CSV", help="ours as ratecontrol.measure left it (default: measure each model)"
+    )
     parser.add_argument("--keep", metavar="NAME", help="also keep the text results as eval/results/VERSION/NAME-*.tsv")
     options = parser.parse_args()
     command = shlex.join(["python", "-m", "eval.compare", *sys.argv[1:]])
-    found = compare(options.folder, options.output, options.weights, options.bpp, options.codecs, [command])
+    found = compare(
+        options.folder, options.output, options.weights, options.bpp, options.codecs, [command], options.table
+    )
     print(table(found.points))
     print(bd_table(found.curves))
     print(f"{options.output / 'report.html'}: everything at a glance; scores.csv and *.tsv beside it: the numbers")

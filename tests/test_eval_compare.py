@@ -212,6 +212,31 @@ def test_foreign_folders_are_left_alone(tmp_path: Path, pictures: Path, ladder_f
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
+def test_a_table_that_was_measured_before_is_taken(
+    shown: tuple[Path, Path], ladder_folder: Path, tmp_path: Path
+) -> None:
+    out, folder = shown
+    table = out / "tables" / "ours.csv"
+    arguments = ["--bpp", "96", "--codecs", "jpeg", "--weights", ladder_folder]
+    done = call(compare.main, folder, "-o", tmp_path / "out", "--table", table, *arguments)
+    assert done.code == 0, done.stderr
+    before, after = (
+        pd.read_csv(place / "images.tsv", sep="\t").query("codec == 'ours' and bpp_target == 96")
+        for place in (out, tmp_path / "out")
+    )
+    assert len(after) == 2
+    assert (
+        before.drop(columns="bpp_target")
+        .reset_index(drop=True)
+        .equals(after.drop(columns="bpp_target").reset_index(drop=True))
+    )
+    assert not (tmp_path / "out" / "tables" / "ours.csv").exists()
+    (tmp_path / "bad.csv").write_text("image,bytes\na.png,3\n")
+    refused = call(compare.main, folder, "-o", tmp_path / "none", "--table", tmp_path / "bad.csv", *arguments)
+    assert_refused(refused, "bad.csv", "lacks the columns")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("broken", ["folder", "weights", "rate", "codec"])
 def test_bad_input_leaves_nothing(tmp_path: Path, pictures: Path, ladder_folder: Path, broken: str) -> None:
     folder = tmp_path / "nowhere" if broken == "folder" else pictures
