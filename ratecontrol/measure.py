@@ -127,7 +127,7 @@ def load_ladder(weights: Path) -> Ladder:
 
 def measure_all(tasks: list[Task], workers: Workers) -> Generator[Row]:
     """The rows of `tasks` as they are done, their streams kept."""
-    workers = workers.enough_for(sum(task.pixels for task in tasks))
+    workers = workers.enough_for(sum(task.pixels * (1 + task.choice.steps) for task in tasks))
     places = {(task.image_sha256, task.candidate): task.kept for task in tasks}
     done = map(measure, tasks) if workers.alone else compute(measure, tasks, workers)
     for row, stream in done:

@@ -53,6 +53,7 @@ def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterato
     if not items:
         return
     try:
+        import dask
         from distributed import Client, KilledWorker, LocalCluster, as_completed
     except ModuleNotFoundError:
         raise UserError("--jobs and --scheduler need Dask: pip install distributed, or leave them out") from None
@@ -61,14 +62,16 @@ def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterato
     if workers.scheduler is None:
         jobs = workers.jobs or 1
         threads = max(torch.get_num_threads() // jobs, 1)
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=min(jobs, len(items)),
-            threads_per_worker=1,
-            memory_limit=0,  # a large picture may take what there is
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-            env={"OMP_NUM_THREADS": str(threads)},
-        )
+        # Dask has workers give every freed page back to the system, and networks free large arrays all the time
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+            cluster = LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=min(jobs, len(items)),
+                threads_per_worker=1,
+                memory_limit=0,  # a large picture may take what there is
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+                env={"OMP_NUM_THREADS": str(threads)},
+            )
     client = None
     try:
         try:
