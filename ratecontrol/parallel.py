@@ -61,16 +61,15 @@ def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterato
     cluster = None
     if workers.scheduler is None:
         jobs = workers.jobs or 1
-        threads = max(torch.get_num_threads() // jobs, 1)
-        # Dask has workers give every freed page back to the system, and networks free large arrays all the time
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+        # instead of Dask's own, which has workers give every freed page back, where networks free arrays all the time
+        environment = {"OMP_NUM_THREADS": max(torch.get_num_threads() // jobs, 1)}
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
             cluster = LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=min(jobs, len(items)),
                 threads_per_worker=1,
                 memory_limit=0,  # a large picture may take what there is
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
-                env={"OMP_NUM_THREADS": str(threads)},
             )
     client = None
     try:
