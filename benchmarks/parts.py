@@ -33,7 +33,7 @@ from submission.layers import AttentionBlock
 from submission.network import Network
 from training.checkpoint import load_checkpoint
 from training.crops import Crops, centre_crops, to_float
-from training.data import Pictures, load_pictures
+from training.data import load_pictures
 from training.device import Device
 from training.loop import Learner
 from training.loss import Padded, distortion
@@ -62,13 +62,14 @@ class Result:
 class Bench:
     """A trained run to start from, and what the experiments share."""
 
-    def __init__(self, folder: Path, pictures: Pictures, seconds: float) -> None:
-        self.folder, self.pictures, self.seconds = folder, pictures, seconds
+    def __init__(self, folder: Path, data: list[Path], cache: Path, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
         self.device = Device.choose("auto", "off")
         record = load_checkpoint(folder / "hard.pt", None, None, None)
         self.lmbda = float(record["lmbda"])
         self.config = ModelConfig.from_json(record["config"])
         self.recipe: Recipe = RECIPES[self.config.name]
+        self.pictures = load_pictures(data, self.recipe.stage("main").crop, cache)
         self._latents: tuple[Tensor, ...] | None = None
 
     def network(self, stage: StageName, **changes: object) -> Network:
@@ -245,8 +246,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.seconds <= 0:
         raise UserError(f"--seconds {options.seconds:g}: must be positive")
-    pictures = load_pictures(options.data, RECIPES["small"].stage("main").crop, options.cache)
-    bench = Bench(options.run, pictures, options.seconds)
+    bench = Bench(options.run, options.data, options.cache, options.seconds)
     table = pd.read_csv(options.output) if options.output.exists() else pd.DataFrame(columns=["part", "variant"])
     for part in options.parts:
         for variant, experiment in EXPERIMENTS[part].items():
