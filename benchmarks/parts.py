@@ -1,13 +1,16 @@
-"""What each part of the papers brings at the scale of a trained model: with it and without it, for equal CPU seconds.
+"""What each part of the papers, and each choice of size and recipe, brings at the scale of a trained model, for equal
+CPU seconds.
 
 Every experiment starts from a finished run of `training.ladder`; its variants start alike and see the same crops. The
 first variant is what the project does.
 
 entropy      the entropy model anew from random weights, on y as the run's encoder makes it, rounded
 attention    the attention blocks of g_a, h_a and g_s anew, everything trained (main stage)
-post-filter  half of the time GRDN alone, half everything; or no GRDN and all of the time for the rest
+post-filter  half of the time GRDN alone, half everything; or no GRDN and all of the time for the rest; or that of base
 padding      joint stage with and without Algorithm 1, scored on crops of odd size, zero-padded as the encoder does
 soft-hard    the last stage with real rounding, or the joint stage for as long
+recipe       the main stage further: crop, batch, learning rate
+width        the main stage from random weights: channels, and how they taper towards full resolution
 
 J = bpp + lambda * (1 - MS-SSIM) of held-out pictures with real rounding. `rate` is the difference of J to the first
 variant in per cent of that one's bpp: the bytes that the part saves at equal quality.
@@ -26,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ratecontrol.table import write_table
-from submission.config import PAD, ModelConfig
+from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run
 from submission.errors import UserError
 from submission.layers import AttentionBlock
@@ -46,7 +49,7 @@ SCORED = 64
 ODD = 181, 167
 
 #: The entropy model learns from this many crops, this many at a time.
-LATENT_CROPS, LATENT_BATCH = 2048, 16
+LATENT_CROPS, LATENT_BATCH = 8192, 16
 
 #: Sigma's bound where rounding is real.
 HARD_BOUND = 1e-6
@@ -84,7 +87,8 @@ class Bench:
 
     def train(self, network: Network, name: StageName, share: float = 1.0, **changes: object) -> int:
         """Train `network` as in stage `name` for a share of the seconds; returns the steps."""
-        stage = dataclasses.replace(self.recipe.stage(name), warmup=0, seed=77, **changes)  # type: ignore[arg-type]
+        settings = {"warmup": 0, "seed": 77} | changes
+        stage = dataclasses.replace(self.recipe.stage(name), **settings)  # type: ignore[arg-type]
         learner, crops = Learner(network, stage, self.lmbda, self.device), Crops(self.pictures, stage, self.device)
         steps = 0
         for steps, progress in _clock(share * self.seconds, name):
@@ -114,12 +118,12 @@ class Bench:
             network = self.network("hard").eval()
             stage = dataclasses.replace(self.recipe.stage("main"), seed=78)
             crops = Crops(self.pictures, stage, self.device)
-            held_out = to_float(centre_crops(self.pictures, stage.crop, SCORED))
-            training = torch.cat([crops.at(k) for k in range(LATENT_CROPS // stage.batch)])
+            held_out = to_float(centre_crops(self.pictures, stage.crop, SCORED)).split(16)
+            training = (crops.at(step) for step in range(LATENT_CROPS // stage.batch))
             made: list[Tensor] = []
             with torch.no_grad():
-                for x in (training, held_out):
-                    parts = [self._analyse(network, part) for part in x.split(16)]
+                for batches in (training, held_out):
+                    parts = [self._analyse(network, x) for x in batches]
                     made += [torch.cat(latents) for latents in zip(*parts, strict=True)]
             self._latents = tuple(made)
         return self._latents
@@ -181,12 +185,11 @@ def attention(bench: Bench, kind: str) -> Result:
     return Result(steps, *bench.score(network, "main"))
 
 
-def post_filter(bench: Bench, used: bool) -> Result:
-    if used:
-        network = bench.network("main")
+def post_filter(bench: Bench, size: GRDNConfig | None) -> Result:
+    network = bench.network("main", grdn=size)
+    if size:
         steps = bench.train(network, "post_filter", 0.5) + bench.train(network, "joint", 0.5, padding=0)
     else:
-        network = bench.network("main", grdn=None)
         steps = bench.train(network, "joint", padding=0)
     return Result(steps, *bench.score(network, "joint"))
 
@@ -203,6 +206,19 @@ def soft_hard(bench: Bench, name: StageName) -> Result:
     return Result(steps, *bench.score(network, name))
 
 
+def recipe(bench: Bench, **changes: object) -> Result:
+    network = bench.network("main")
+    steps = bench.train(network, "main", **changes)
+    return Result(steps, *bench.score(network, "main"))
+
+
+def width(bench: Bench, **changes: object) -> Result:
+    torch.manual_seed(1)
+    network = Network(dataclasses.replace(bench.config, **changes))  # type: ignore[arg-type]
+    steps = bench.train(network, "main", warmup=bench.recipe.stage("main").warmup)
+    return Result(steps, *bench.score(network, "main"))
+
+
 EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
     "entropy": {
         "all": entropy,
@@ -216,8 +232,9 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
         "plain": lambda b: attention(b, "plain"),
     },
     "post-filter": {
-        "GRDN": lambda b: post_filter(b, used=True),
-        "none": lambda b: post_filter(b, used=False),
+        "GRDN": lambda b: post_filter(b, b.config.grdn),
+        "none": lambda b: post_filter(b, None),
+        "larger GRDN": lambda b: post_filter(b, RECIPES["base"].model.grdn),
     },
     "padding": {
         "Algorithm 1": lambda b: padding(b, 20),
@@ -226,6 +243,19 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
     "soft-hard": {
         "hard": lambda b: soft_hard(b, "hard"),
         "joint further": lambda b: soft_hard(b, "joint"),
+    },
+    "recipe": {
+        "as it is": recipe,
+        "rate halved": lambda b: recipe(b, lr=0.5 * b.recipe.stage("main").lr),
+        "rate doubled": lambda b: recipe(b, lr=2 * b.recipe.stage("main").lr),
+        "batch doubled": lambda b: recipe(b, batch=2 * b.recipe.stage("main").batch),
+        "crop 256, batch 2": lambda b: recipe(b, crop=256, batch=2),
+    },
+    "width": {
+        "as it is": width,
+        "two thirds": lambda b: width(b, M=64, N=44, analysis=(20, 32, 64), synthesis=(64, 32, 20), estimator=128),
+        "four thirds": lambda b: width(b, M=128, N=84, analysis=(44, 64, 128), synthesis=(128, 64, 44), estimator=256),
+        "no taper": lambda b: width(b, analysis=(96, 96, 96), synthesis=(96, 96, 96)),
     },
 }
 

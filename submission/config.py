@@ -51,8 +51,8 @@ class ModelConfig:
     grdn: GRDNConfig | None = GRDNConfig()
 
     def __post_init__(self) -> None:
-        if self.M % 2 or self.N % 2:
-            raise ValueError("M and N must be even: attention and context model split the channels in two")
+        if any(channels % 4 for channels in (self.M, self.N, *self.analysis, *self.synthesis)):
+            raise ValueError("channels must be multiples of 4: attention halves each of its two groups")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

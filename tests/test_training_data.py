@@ -15,7 +15,7 @@ from training import data
 from training.crops import Crops, centre_crops, gather, random_places
 from training.data import load_pictures
 from training.device import World
-from training.similar import find_copies, fingerprint
+from training.similar import find_copies, fingerprint, fingerprints
 
 
 @pytest.fixture
@@ -86,6 +86,16 @@ def test_copies_are_known_again(seed: int, tmp_path: Path) -> None:
     assert find_copies([fingerprint(np.asarray(p)) for p in made], theirs) == dict.fromkeys(range(5), 0)
     others = [fingerprint(np.asarray(smooth(100 * seed + k))) for k in range(1, 40)]
     assert find_copies(others, theirs) == {}
+
+
+def test_copies_are_known_mirrored_and_rotated(tmp_path: Path) -> None:
+    original = smooth(3)
+    original.save(tmp_path / "original.png")
+    theirs = [found for _, found in fingerprints([tmp_path])]
+    for transform in Image.Transpose:
+        copy = original.transpose(transform).resize((350, 280))
+        assert find_copies([fingerprint(np.asarray(copy))], theirs), transform
+    assert not find_copies([fingerprint(np.asarray(smooth(k))) for k in range(4, 40)], theirs)
 
 
 def test_excluded_pictures_do_not_slip_in(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,9 +154,8 @@ def _decoded(paths: list[Path]) -> Iterator[tuple[Path, tuple[Picture, Fingerpri
 def _without_copies(entries: list[dict[str, Any]], exclude: list[Path]) -> list[dict[str, Any]]:
     forbidden = fingerprints(exclude)
     ours = [Fingerprint(e["pixels"], e["look"]) for e in entries]
-    copies = find_copies(ours, list(forbidden.values()))
-    names = [path.name for path in forbidden]
-    _report([f"{entries[k]['name']} (as {names[j]})" for k, j in copies.items()], "excluded as copies")
+    copies = find_copies(ours, [found for _, found in forbidden])
+    _report([f"{entries[k]['name']} (as {forbidden[j][0].name})" for k, j in copies.items()], "excluded as copies")
     return [e for k, e in enumerate(entries) if k not in copies]
 
 

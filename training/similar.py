@@ -43,14 +43,24 @@ def look(picture: Picture) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def fingerprints(folders: list[Path]) -> dict[Path, Fingerprint]:
-    """Of every picture below `folders`; UserError for a folder that is none or holds no pictures, or a broken one."""
-    found: dict[Path, Fingerprint] = {}
+def orientations(picture: Picture) -> list[Picture]:
+    """The picture, rotated by quarters and mirrored: eight ways."""
+    turned = [np.rot90(picture, k) for k in range(4)]
+    return [np.ascontiguousarray(p) for q in turned for p in (q, q[:, ::-1])]
+
+
+def fingerprints(folders: list[Path]) -> list[tuple[Path, Fingerprint]]:
+    """Of every picture below `folders` in each orientation.
+
+    UserError for a folder that is none or holds no pictures, or a broken one.
+    """
+    found: list[tuple[Path, Fingerprint]] = []
     for folder in folders:
         paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not paths:
             raise UserError(f"--exclude {folder}: no pictures there")
-        found |= {path: fingerprint(read_image(path)) for path in progress(paths, "reading pictures to exclude")}
+        for path in progress(paths, "reading pictures to exclude"):
+            found += [(path, fingerprint(picture)) for picture in orientations(read_image(path))]
     return found
 
 
