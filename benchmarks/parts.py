@@ -4,11 +4,12 @@ CPU seconds.
 Every experiment starts from a finished run of `training.ladder`; its variants start alike and see the same crops. The
 first variant is what the project does.
 
-entropy      the entropy model anew from random weights, on y as the run's encoder makes it, rounded
+entropy      the entropy model anew from random weights, on y as the run's encoder makes it, rounded; and the run's own
 attention    the attention blocks of g_a, h_a and g_s anew, everything trained (main stage)
 post-filter  half of the time GRDN alone, half everything; or no GRDN and all of the time for the rest; or that of base
 padding      joint stage with and without Algorithm 1, scored on crops of odd size, zero-padded as the encoder does
 soft-hard    the last stage with real rounding, or the joint stage for as long
+further      more of the last stage; or its time for the entropy model alone, on y as it is
 recipe       the main stage further: crop, batch, learning rate
 width        the main stage from random weights: channels, and how they taper towards full resolution
 
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from ratecontrol.table import write_table
 from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run
+from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.layers import AttentionBlock
 from submission.network import Network
@@ -148,9 +150,14 @@ def _clock(seconds: float, name: str) -> Iterator[tuple[int, float]]:
 
 
 def entropy(bench: Bench, **changes: object) -> Result:
-    y, z, y_held_out, z_held_out = bench.latents()
     torch.manual_seed(1)
     model = Network(dataclasses.replace(bench.config, **changes)).entropy_model  # type: ignore[arg-type]
+    return entropy_alone(bench, model)
+
+
+def entropy_alone(bench: Bench, model: EntropyModel) -> Result:
+    """Train `model` on the latents of the finished run."""
+    y, z, y_held_out, z_held_out = bench.latents()
     stage = dataclasses.replace(bench.recipe.stage("main"), lr=1e-3)
     optimizer = torch.optim.Adam(model.parameters(), stage.lr, fused=True)
     pixels = stage.crop**2
@@ -206,6 +213,12 @@ def soft_hard(bench: Bench, name: StageName) -> Result:
     return Result(steps, *bench.score(network, name))
 
 
+def further(bench: Bench) -> Result:
+    network = bench.network("hard")
+    steps = bench.train(network, "hard")
+    return Result(steps, *bench.score(network, "hard"))
+
+
 def recipe(bench: Bench, **changes: object) -> Result:
     network = bench.network("main")
     steps = bench.train(network, "main", **changes)
@@ -226,6 +239,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
         "no RPE": lambda b: entropy(b, rpe=False),
         "K = 1": lambda b: entropy(b, mixtures=1),
         "2-D, no RPE, K = 1": lambda b: entropy(b, groups=1, rpe=False, mixtures=1),
+        "of the run": lambda b: Result(0, *b.score(b.network("hard"), "hard")),
     },
     "attention": {
         "group-separate": lambda b: attention(b, "group"),
@@ -243,6 +257,11 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
     "soft-hard": {
         "hard": lambda b: soft_hard(b, "hard"),
         "joint further": lambda b: soft_hard(b, "joint"),
+    },
+    "further": {
+        "as it is": lambda b: Result(0, *b.score(b.network("hard"), "hard")),
+        "hard": further,
+        "entropy model": lambda b: entropy_alone(b, b.network("hard").entropy_model),
     },
     "recipe": {
         "as it is": recipe,
