@@ -14,7 +14,7 @@ recipe       the main stage further: crop, batch, learning rate
 width        the main stage from random weights: channels, and how they taper towards full resolution
 
 J = bpp + lambda * (1 - MS-SSIM) of held-out pictures with real rounding. `rate` is the difference of J to the first
-variant in per cent of that one's bpp: the bytes that the part saves at equal quality.
+variant in per cent of that one's bpp: bytes at equal quality.
 """
 
 import argparse
@@ -207,22 +207,19 @@ def padding(bench: Bench, largest: int) -> Result:
     return Result(steps, *bench.score(network, "joint", odd=True))
 
 
-def soft_hard(bench: Bench, name: StageName) -> Result:
-    network = bench.network("joint")
-    steps = bench.train(network, name)
+def continued(bench: Bench, start: StageName, name: StageName, **changes: object) -> Result:
+    """Stage `name` from the end of stage `start`."""
+    network = bench.network(start)
+    steps = bench.train(network, name, **changes)
     return Result(steps, *bench.score(network, name))
 
 
-def further(bench: Bench) -> Result:
-    network = bench.network("hard")
-    steps = bench.train(network, "hard")
-    return Result(steps, *bench.score(network, "hard"))
-
-
 def recipe(bench: Bench, **changes: object) -> Result:
-    network = bench.network("main")
-    steps = bench.train(network, "main", **changes)
-    return Result(steps, *bench.score(network, "main"))
+    return continued(bench, "main", "main", **changes)
+
+
+def as_it_is(bench: Bench) -> Result:
+    return Result(0, *bench.score(bench.network("hard"), "hard"))
 
 
 def width(bench: Bench, **changes: object) -> Result:
@@ -239,7 +236,7 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
         "no RPE": lambda b: entropy(b, rpe=False),
         "K = 1": lambda b: entropy(b, mixtures=1),
         "2-D, no RPE, K = 1": lambda b: entropy(b, groups=1, rpe=False, mixtures=1),
-        "of the run": lambda b: Result(0, *b.score(b.network("hard"), "hard")),
+        "of the run": as_it_is,
     },
     "attention": {
         "group-separate": lambda b: attention(b, "group"),
@@ -255,12 +252,12 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
         "none": lambda b: padding(b, 0),
     },
     "soft-hard": {
-        "hard": lambda b: soft_hard(b, "hard"),
-        "joint further": lambda b: soft_hard(b, "joint"),
+        "hard": lambda b: continued(b, "joint", "hard"),
+        "joint further": lambda b: continued(b, "joint", "joint"),
     },
     "further": {
-        "as it is": lambda b: Result(0, *b.score(b.network("hard"), "hard")),
-        "hard": further,
+        "as it is": as_it_is,
+        "hard": lambda b: continued(b, "hard", "hard"),
         "entropy model": lambda b: entropy_alone(b, b.network("hard").entropy_model),
     },
     "recipe": {
