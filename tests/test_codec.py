@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from submission import bitstream
 from submission.codec import Codec
+from submission.config import PRESETS, ModelConfig
 from submission.entropy_coding import TAPS, EntropyCoder
 from submission.errors import BitstreamError, ImageError, WeightsError
 from submission.ladder import Ladder
@@ -224,6 +225,12 @@ def test_overflowing_and_incomplete_models_are_refused(codec: Codec, ladder_fold
     del tensors["groups.1.second.bias"]
     with pytest.raises(WeightsError, match=r"groups\.1\.second\.bias"):
         EntropyCoder(codec.config, tensors)
+
+
+@pytest.mark.parametrize("change", [{"M": 18}, {"N": 10}, {"analysis": (8, 6, 8)}, {"synthesis": (8, 8, 9)}, {"K": 3}])
+def test_impossible_configurations_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(WeightsError, match="configuration not understood"):
+        ModelConfig.from_json(PRESETS["tiny"].to_json() | change)
 
 
 def test_coding_symbols_far_outside_the_window(codec: Codec) -> None:
