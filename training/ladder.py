@@ -210,8 +210,7 @@ def _with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         recipe = dataclasses.replace(recipe, lambdas=lambdas, base=base)
     check_batch(options.batch)
     if options.batch is not None:
-        stages = tuple(dataclasses.replace(stage, batch=options.batch) for stage in recipe.stages)
-        recipe = dataclasses.replace(recipe, stages=stages)  # type: ignore[arg-type]
+        recipe = recipe.changed(batch=options.batch)
     return recipe
 
 

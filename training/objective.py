@@ -1,6 +1,7 @@
 """What a stage computes of a batch and what it minimises; validation with real rounding."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,9 @@ from submission.network import Network
 from training.crops import centre_crops, to_float
 from training.data import Pictures
 from training.device import Device
-from training.loss import Padded, distortion
+from training.latents import quantize
+from training.loss import Padded, distortion, squared_error
 from training.noise import Noise
-from training.quantization import quantize
 from training.recipe import Stage
 from training.schedule import Moment, in_warmup
 
@@ -75,10 +76,14 @@ class Loss:
 
 
 def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lmbda: float, now: Moment) -> Loss:
-    """R + lambda D on the true area; MSE for D during the warm-up; D alone where only the post-filter learns."""
+    """R + lambda D on the true area, D by the stage's metric; MSE for 1 - MS-SSIM during the warm-up; D alone where
+    only the post-filter learns."""
     x_hat, y_bpp, z_bpp = made
     true, seen = batch.valid(batch.x), batch.valid(x_hat)
-    d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
+    if stage.metric == "mse":
+        d = squared_error(true, seen)
+    else:
+        d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
     total = lmbda * d if stage.name == "post_filter" else y_bpp + z_bpp + lmbda * d
     return Loss(total, y_bpp + z_bpp, z_bpp, d)
 
@@ -89,6 +94,8 @@ class HeldOut:
 
     bpp: float
     msssim: float
+    #: Of all crops' squared errors pooled, in dB.
+    psnr: float
     samples: list[Tensor]
 
 
@@ -98,13 +105,15 @@ def validate(network: Network, stage: Stage, pictures: Pictures, device: Device)
     """With real rounding and the real bound of sigma."""
     network.eval()
     x = to_float(centre_crops(pictures, stage.crop, VALIDATION_CROPS).to(device.name))
-    rates, losses, samples = [], [], []
+    rates, losses, errors, samples = [], [], [], []
     hard = dataclasses.replace(stage, scale_bound=1e-6)
     for part in x.split(4):
         x_hat, y_bpp, z_bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
         x_hat = x_hat.clamp(0, 1)
         rates.append((y_bpp + z_bpp) * len(part))
         losses.append(distortion(part, x_hat) * len(part))
+        errors.append(squared_error(part, x_hat) * len(part))
         samples.append(torch.cat([part[0], x_hat[0]], 2))
     network.train()
-    return HeldOut(float(sum(rates)) / len(x), 1 - float(sum(losses)) / len(x), samples)
+    psnr = 10 * math.log10(255**2 / max(float(sum(errors)) / len(x), 1e-9))
+    return HeldOut(float(sum(rates)) / len(x), 1 - float(sum(losses)) / len(x), psnr, samples)

@@ -55,6 +55,8 @@ def _state(path: Path, model: ModelConfig) -> State:
 
 
 def _from_weights(folder: Path, lmbda: float, model: ModelConfig) -> State:
+    if model.entropy not in ("mixture", "context"):
+        raise UserError(f"--init {folder}: entropy model {model.entropy} starts from a run folder, not from weights")
     if model.learned_step:
         raise UserError(f"--init {folder}: a learned step cannot be taken from weights; start from a run folder")
     ladder = Ladder.load(folder)
