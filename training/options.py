@@ -34,6 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", type=Path, nargs="+", help="folders of evaluation pictures: no copy of one is used"
     )
+    parser.add_argument(
+        "--validate", type=Path, nargs="+", help="folders of pictures to validate on (default: one in 20 of --data)"
+    )
+    parser.add_argument(
+        "--half", type=float, default=0.0, metavar="SHARE", help="share of crops at half the pictures' size (default 0)"
+    )
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: --run)")
     parser.add_argument("--time-budget", metavar="TIME", help="fit the whole schedule into this time, e.g. 20m")
     add_quantizer(parser)
@@ -59,6 +65,9 @@ def add_quantizer(parser: argparse.ArgumentParser) -> None:
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The preset's recipe with the command line's quantizer; UserError if there is no such thing."""
     recipe = RECIPES[options.preset]
+    if not 0 <= options.half <= 1:
+        raise UserError(f"--half {options.half:g}: must be 0 to 1")
+    recipe = with_stages(recipe, half=options.half)
     changed: dict[str, Any] = {}
     if options.quantizer is not None:
         terms(options.quantizer)
@@ -73,6 +82,12 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     return dataclasses.replace(recipe, model=model, stages=stages)
 
 
+def with_stages(recipe: Recipe, **changes: Any) -> Recipe:
+    """`recipe` with these fields of all of its stages changed."""
+    main, post_filter, joint, hard = (dataclasses.replace(stage, **changes) for stage in recipe.stages)
+    return dataclasses.replace(recipe, stages=(main, post_filter, joint, hard))
+
+
 def device_of(options: argparse.Namespace) -> Device:
     return Device.choose(options.precision, options.compile)
 
@@ -82,7 +97,7 @@ def pictures_of(options: argparse.Namespace, crop: int, world: World) -> Picture
     cache = options.cache or options.run
     if not world.first:
         world.wait()
-    pictures = load_pictures(options.data, crop, cache, options.exclude)
+    pictures = load_pictures(options.data, crop, cache, options.exclude, options.validate)
     if world.first:
         world.wait()
     return pictures

@@ -10,7 +10,7 @@ from typing import Literal
 
 from submission.config import PRESETS, ModelConfig
 
-StageName = Literal["main", "post_filter", "joint", "hard"]
+StageName = Literal["trunk", "main", "post_filter", "joint", "hard"]
 STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard")
 
 
@@ -22,7 +22,8 @@ class Stage:
     steps: int
     lr: float
     #: `step`: lr, and a tenth of it for the second half (the papers). `cosine`: lr falling to zero (short runs).
-    schedule: Literal["step", "cosine"]
+    #: `flat`: lr until the last part, then falling to zero, so that other runs can branch off before.
+    schedule: Literal["step", "cosine", "flat"]
     crop: int
     batch: int
     #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
@@ -36,10 +37,21 @@ class Stage:
     quantizer: str = "aun"
     #: Largest temperature coefficient of quantizers that anneal: reached in the main stage, kept in the joint one.
     sharpness: float = 12.0
+    #: `adam` (the papers) or `soap` (`training.soap`), which needs fewer steps; its rate is another one.
+    optimizer: Literal["adam", "soap"] = "adam"
     clip: float = 1.0
+    #: The trunk's range of lambda: each step of each process draws its own.
+    lambdas: tuple[float, float] | None = None
+    #: Share of the crops that are taken from pictures at half their size.
+    half: float = 0.0
     seed: int = 1
     #: Time budget: the schedule follows the clock instead of `steps`, which then only give the proportions.
     seconds: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the encoder learns, with something that stands for rounding."""
+        return self.name in ("trunk", "main", "joint")
 
     def table(self) -> str:
         """The stage as lines of `name value`."""
@@ -61,6 +73,9 @@ class Recipe:
     neighbour: tuple[int, int, int, int]
 
     def stage(self, name: StageName) -> Stage:
+        """A stage by name; the trunk is trained as the main network is."""
+        if name == "trunk":
+            return dataclasses.replace(self.stages[0], name="trunk")
         return self.stages[STAGES.index(name)]
 
 
