@@ -120,13 +120,48 @@ def test_crops_are_pieces_of_the_pictures() -> None:
     mirrored = set()
     for step in range(8):
         places = random_places(pictures.train, 2, 192, 1, step)
-        for (start, row, mirror), crop in zip(places.tolist(), gather(pictures.pixels, places, 192), strict=True):
+        for (start, row, mirror, _), crop in zip(places.tolist(), gather(pictures.pixels, places, 192), strict=True):
             picture = whole[start // (3 * 200 * 210)]
             top, left = divmod((start % (3 * 200 * 210)) // 3, 210)
             piece = picture[top : top + 192, left : left + 192].permute(2, 0, 1)
             assert row == 3 * 210 and torch.equal(crop, piece.flip(2) if mirror else piece)
             mirrored.add(mirror)
     assert mirrored == {0, 1}
+
+
+def test_a_share_of_the_crops_is_of_pictures_at_half_their_size() -> None:
+    picture = noise_picture(130, 140, 3)
+    pictures = data.Pictures.of([picture, noise_picture(100, 100, 4)], [picture])
+    means = picture.astype(np.float64)[:130, :140].reshape(65, 2, 70, 2, 3).mean((1, 3))
+    halved = 0
+    for step in range(20):
+        places = random_places(pictures.train, 2, 64, 1, step, half=0.5)
+        for (start, row, mirror, scale), crop in zip(places.tolist(), gather(pictures.pixels, places, 64), strict=True):
+            assert scale == 1 or start < picture.size  # the small picture has no such crops
+            halved += scale == 2
+            if scale == 2 and (start // 3 % 140) % 2 == 0 and (start // row) % 2 == 0:
+                top, left = start // row // 2, start // 3 % 140 // 2
+                piece = means[top : top + 64, left : left + 64].transpose(2, 0, 1)
+                assert np.abs(crop.numpy() - (piece[:, :, ::-1] if mirror else piece)).max() <= 0.5
+    assert 8 <= halved <= 24
+    assert all(random_places(pictures.train, 2, 64, 1, step)[:, 3].max() == 1 for step in range(20))
+    (whole,) = centre_crops(pictures, 64, 16, scale=2)
+    middle = picture[1:129, 6:134].astype(np.float64).reshape(64, 2, 64, 2, 3).mean((1, 3))
+    assert np.abs(whole.numpy() - middle.transpose(2, 0, 1)).max() <= 0.5
+
+
+def test_validation_on_a_folder_of_its_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of --data is trained on, but for copies of what is validated on."""
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    smooth(1).save(apart / "lighthouse.png")
+    smooth(1, 240, 320).save(folder / "holiday.jpg", quality=70)
+    pictures = load_pictures([folder], 192, tmp_path, validate=[apart])
+    assert len(pictures.train) == 4 and pictures.validation[:, 1:].tolist() == [[300, 400]]
+    assert "holiday.jpg (as lighthouse.png)" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        load_pictures([folder], 192, tmp_path, validate=[tmp_path / "empty"])
 
 
 def test_centre_crops_are_of_held_out_pictures() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from training.checkpoint import load_checkpoint
 from training.crops import Crops
 from training.loop import train
 from training.recipe import STAGES, Stage
+from training.soap import SOAP
 
 
 def train_main(stage: Stage, run: Path, lmbda: float = 4.0) -> None:
@@ -64,8 +66,11 @@ def test_what_a_kill_loses_leaves_no_line_in_the_log(tmp_path: Path, monkeypatch
     assert steps == ["1", "2", "3", "4", "5"]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the device: the weights and Adam's averages are as if the step had not been."""
+@pytest.mark.parametrize("optimizer", ["adam", "soap"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    optimizer: Literal["adam", "soap"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device: the weights and the optimizer's averages are as if the step had not been."""
     at, seen = Crops.at, []
     original = loop.Learner.step
 
@@ -74,13 +79,16 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path: Path, monkey
 
     def watched(self: loop.Learner, *arguments: object) -> object:
         result = original(self, *arguments)  # type: ignore[arg-type]
-        moments = [state["exp_avg"].clone() for state in self.optimizer.state.values()]
+        if isinstance(self.optimizer, SOAP):
+            moments = [batch.state[name].clone() for batch in self.optimizer.batches for name in ("m", "v")]
+        else:
+            moments = [state["exp_avg"].clone() for state in self.optimizer.state.values()]
         seen.append([*(p.detach().clone() for p in self.parameters), *moments])
         return result
 
     monkeypatch.setattr(Crops, "at", poisoned)
     monkeypatch.setattr(loop.Learner, "step", watched)
-    train_main(dataclasses.replace(RECIPE.stage("main"), steps=3), tmp_path)
+    train_main(dataclasses.replace(RECIPE.stage("main"), steps=3, optimizer=optimizer), tmp_path)
     assert torch.load(tmp_path / "main.pt", weights_only=True)["skipped"] == 1
     assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[1], strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(seen[1], seen[2], strict=True))

@@ -9,13 +9,15 @@ import torch
 from submission.config import ModelConfig
 from submission.errors import UserError
 from submission.network import Network
+from training.conditional import Trunk
 from training.recipe import Stage
+from training.soap import SOAP
 
 
 def save_checkpoint(
     path: Path,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
+    network: Network | Trunk,
+    optimizer: torch.optim.Adam | SOAP,
     stage: Stage,
     lmbda: float,
     progress: dict[str, Any],

@@ -25,7 +25,7 @@ from training.similar import Fingerprint, find_copies, fingerprint, fingerprints
 HELD_OUT = 20
 
 #: Version of the cached files.
-FORMAT = 1
+FORMAT = 2
 
 #: Pictures decoded ahead of the one that is being written.
 AHEAD = 64
@@ -51,18 +51,25 @@ class Pictures:
         return cls(pixels, places[: len(train)], places[len(train) :])
 
 
-def load_pictures(folders: list[Path], crop: int, cache: Path, exclude: list[Path] | None = None) -> Pictures:
+def load_pictures(
+    folders: list[Path],
+    crop: int,
+    cache: Path,
+    exclude: list[Path] | None = None,
+    validate: list[Path] | None = None,
+) -> Pictures:
     """Every picture below `folders`, decoded into a file in the folder `cache` unless it is there already.
 
-    Broken pictures, those smaller than `crop` and copies of pictures below the folders `exclude` are counted and named,
-    not fatal. Raises UserError when fewer than two usable pictures remain.
+    Validation takes the pictures below the folders `validate`, or else some of `folders`. Broken pictures, those
+    smaller than `crop` and copies of pictures below `exclude` or `validate` are counted and named, not fatal. Raises
+    UserError when too few usable pictures remain.
     """
-    paths = []
-    for folder in [*folders, *(exclude or [])]:
+    exclude, validate = exclude or [], validate or []
+    for folder in [*folders, *exclude, *validate]:
         if not folder.is_dir():
             raise UserError(f"{folder}: not a folder of pictures")
-    for folder in folders:
-        paths += sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    training = [path for folder in folders for path in _pictures_below(folder)]
+    paths = training + [path for folder in validate for path in _pictures_below(folder)]
     name = f"pictures-{_key(paths)}"
     with locked(make_folder(cache) / ".pictures.lock", "is reading pictures here"):
         index = _read_index(cache / name) or _decode(paths, cache / name)
@@ -72,18 +79,28 @@ def load_pictures(folders: list[Path], crop: int, cache: Path, exclude: list[Pat
     small = [e for e in entries if min(e["height"], e["width"]) < crop]
     _report([f"{e['name']} ({e['width']}x{e['height']})" for e in small], f"smaller than {crop}")
     entries = [e for e in entries if min(e["height"], e["width"]) >= crop]
-    if exclude:
-        entries = _without_copies(entries, exclude)
-    if len(entries) < 2:
-        where = ", ".join(map(str, folders))
-        raise UserError(f"{where}: {len(entries)} usable pictures of at least {crop}x{crop}; need 2 or more")
+    apart = [e for e in entries if e["order"] >= len(training)]
+    entries = [e for e in entries if e["order"] < len(training)]
+    if exclude or validate:
+        entries = _without_copies(entries, [*exclude, *validate])
+    for found, of, needed in ((entries, folders, 1 if validate else 2), (apart, validate, 1 if validate else 0)):
+        if len(found) < needed:
+            where = ", ".join(map(str, of))
+            raise UserError(f"{where}: {len(found)} usable pictures of at least {crop}x{crop}; need {needed} or more")
     held = np.array([int(e["split"], 16) % HELD_OUT == 0 for e in entries])
     if held.all() or not held.any():
         held = np.arange(len(entries)) == 0
+    if validate:
+        held = np.arange(len(entries) + len(apart)) >= len(entries)
+        entries = entries + apart
     places = np.array([(e["start"], e["height"], e["width"]) for e in entries], np.int64)
     # copy-on-write, since torch wants to be allowed to write
     pixels = torch.from_numpy(np.memmap(_samples(cache / name), np.uint8, "c"))
     return Pictures(pixels, places[~held], places[held])
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _key(paths: list[Path]) -> str:
@@ -112,14 +129,14 @@ def _decode(paths: list[Path], stem: Path) -> dict[str, Any]:
     part = stem.with_suffix(".u8.part")
     try:
         with part.open("wb") as file:
-            for path, decoded in progress(_decoded(paths), "reading pictures", len(paths)):
+            for order, (path, decoded) in enumerate(progress(_decoded(paths), "reading pictures", len(paths))):
                 if decoded is None:
                     unreadable.append(path.name)
                     continue
                 picture, known = decoded
                 size = {"start": start, "height": picture.shape[0], "width": picture.shape[1]}
                 split = hashlib.sha256(picture.tobytes()).hexdigest()
-                entries.append({"name": path.name, **size, "split": split, **asdict(known)})
+                entries.append({"name": path.name, "order": order, **size, "split": split, **asdict(known)})
                 file.write(picture.tobytes())
                 start += picture.size
         part.replace(_samples(stem))

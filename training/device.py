@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 
 from submission.errors import UserError
 from submission.network import Network
+from training.conditional import Trunk
 
 Precision = Literal["auto", "bf16", "fp32"]
 Switch = Literal["auto", "on", "off"]
@@ -48,11 +49,12 @@ class Device:
         worth = self.name == "cuda" and (seconds is None or seconds >= COMPILE_PAYS)
         return self.compile == "on" or (self.compile == "auto" and worth)
 
-    def prepare(self, network: Network, seconds: float | None) -> None:
-        """Move `network` there, and compile its parts in place: names of parameters stay as they are."""
+    def prepare(self, network: Network | Trunk, seconds: float | None) -> None:
+        """Move `network` there, and compile its parts in place: names of parameters stay as they are. A trunk's
+        weights are made anew in every step, which no compiled part would see."""
         network.to(self.name, memory_format=torch.channels_last)  # type: ignore[call-overload]
         torch.backends.cudnn.benchmark = True  # every crop has the same size
-        if self.compiles(seconds):
+        if isinstance(network, Network) and self.compiles(seconds):
             torch.compiler.reset()  # another stage's code only counts towards the limit of recompilations
             for part in (network.g_a, network.h_a, network.entropy_model, network.g_s, network.post_filter):
                 compile_whole(part)
@@ -101,6 +103,12 @@ class World:
         if self.size > 1:
             distributed.all_reduce(value)
         return value
+
+    def align(self, parameters: list[nn.Parameter]) -> None:
+        """Give all processes the first one's: on machines of different kinds they drift apart in the last bits."""
+        if self.size > 1:
+            for parameter in parameters:
+                distributed.broadcast(parameter.data, src=0)
 
     def wait(self) -> None:
         """Until all processes are here."""

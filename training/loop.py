@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,7 @@ from submission.console import Progress
 from submission.errors import UserError
 from submission.network import Network
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.conditional import Trunk
 from training.crops import Crops
 from training.data import Pictures
 from training.device import ALONE, Device, World
@@ -25,6 +27,7 @@ from training.noise import Noise
 from training.objective import Loss, Pass, loss_of, trainable, validate
 from training.recipe import Stage
 from training.schedule import LOOK_EVERY, Moment, Pace, learning_rate
+from training.soap import SOAP
 
 #: Seconds between checkpoints: what a kill can cost. With a time budget a twentieth of it, within these bounds.
 CHECKPOINT_SECONDS = (15.0, 120.0)
@@ -40,7 +43,9 @@ NOTE_SECONDS = 2.0
 class Learner:
     """A network with its optimizer, and one step of them. Nothing here waits for the device."""
 
-    def __init__(self, network: Network, stage: Stage, lmbda: float, device: Device, world: World = ALONE) -> None:
+    def __init__(
+        self, network: Network | Trunk, stage: Stage, lmbda: float, device: Device, world: World = ALONE
+    ) -> None:
         if stage.batch % world.size:
             raise UserError(f"a batch of {stage.batch} crops cannot be shared by {world.size} processes; give --batch")
         network.requires_grad_(False)
@@ -52,10 +57,22 @@ class Learner:
         device.prepare(network, stage.seconds)
         network.train()
         self.network, self.stage, self.lmbda, self.device, self.world = network, stage, lmbda, device, world
-        self.optimizer = torch.optim.Adam(self.parameters, stage.lr, fused=True)
+        self.optimizer: torch.optim.Adam | SOAP
+        if stage.optimizer == "soap":
+            self.optimizer = SOAP(self.parameters, stage.lr, bf16=device.bf16)
+        else:
+            self.optimizer = torch.optim.Adam(self.parameters, stage.lr, fused=True)
         self.run: nn.Module = Pass(network, stage, device)
         if world.size > 1:
             self.run = DistributedDataParallel(self.run, gradient_as_bucket_view=True)
+
+    def lmbda_of(self, step: int) -> float:
+        """The step's lambda: a trunk's are evenly spread in log lambda, over the steps and over the processes."""
+        if self.stage.lambdas is None:
+            return self.lmbda
+        low, high = self.stage.lambdas
+        place = np.random.default_rng((self.stage.seed, step, 2)).random() + self.world.rank / self.world.size
+        return float(low * (high / low) ** (place % 1))
 
     def step(self, crops: Tensor, now: Moment) -> tuple[Loss, Tensor, Tensor]:
         """One step on crops [B, 3, H, W]; the loss, the gradient's norm before clipping, and whether it was skipped.
@@ -67,15 +84,16 @@ class Learner:
             group["lr"] = learning_rate(stage, now)
         batch = simulate_padding(crops, stage.padding, stage.seed, now.step)
         noise = None
-        if stage.name in ("main", "joint"):
+        if stage.noisy:
             generator = self.device.generator(stage.seed * 1_000_003 + now.step)
             noise = Noise(generator, self.world.rank, self.world.size)
-        loss = loss_of(self.run(batch, noise, now.progress), batch, stage, self.lmbda, now)
+        lmbda = self.lmbda_of(now.step)
+        loss = loss_of(self.run(batch, noise, now.progress, lmbda), batch, stage, lmbda, now)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, stage.clip)
         skip = (~torch.isfinite(norm)).float()
-        self.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused Adam looks at it on the device
+        self.optimizer.found_inf = skip  # type: ignore[union-attr]  # both look at it on the device
         self.optimizer.step()
         return loss, norm, skip
 
@@ -112,7 +130,7 @@ class Session:
     report: Callable[[float], None] = lambda progress: None
 
 
-def train(network: Network, stage: Stage, lmbda: float, run: Path, session: Session, started: float) -> None:
+def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, session: Session, started: float) -> None:
     """Run `stage` to its end, continuing from `run`/NAME.pt if that exists; log to `run`/NAME.csv.
 
     With several processes each takes its share of every batch; the first one alone writes. A time budget counts from
@@ -151,6 +169,8 @@ def train(network: Network, stage: Stage, lmbda: float, run: Path, session: Sess
             skipped = skipped + skip
             averages.add(loss, norm, skip)
             step += 1
+            if step % LOG_EVERY == 0:
+                world.align(learner.parameters)
             now = pace.at(step)
             ended = now.progress >= 1
             if bar.show(now, loss):
@@ -158,7 +178,7 @@ def train(network: Network, stage: Stage, lmbda: float, run: Path, session: Sess
             if step % LOG_EVERY == 0 or ended:
                 means, held_out = averages.take(world), None
                 if world.first and (step % VALIDATE_EVERY == 0 or ended):
-                    held_out = validate(network, stage, pictures, device)
+                    held_out = validate(network, stage, lmbda, pictures, device)
                     bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f} {held_out.psnr:.2f} dB"
                 if log:
                     log.write(Line(step, pace.spent, now.progress, lr, *means, int(skipped)), held_out)

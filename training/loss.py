@@ -33,7 +33,8 @@ def distortion(x: Tensor, x_hat: Tensor) -> Tensor:
     for scale, weight in enumerate(SCALE_WEIGHTS):
         if scale:
             x, x_hat = _halve(x), _halve(x_hat)
-        mean, mean_hat, square, square_hat, cross = _blur(torch.stack([x, x_hat, x * x, x_hat * x_hat, x * x_hat]))
+        mean, square = _blur(torch.stack([x, x * x]))  # apart: no gradient goes there
+        mean_hat, square_hat, cross = _blur(torch.stack([x_hat, x_hat * x_hat, x * x_hat]))
         covariance = cross - mean * mean_hat
         variances = square - mean * mean + square_hat - mean_hat * mean_hat
         factor = (2 * covariance + C2) / (variances + C2)

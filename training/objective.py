@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from submission.network import Network
+from training.conditional import Trunk
 from training.crops import centre_crops, to_float
 from training.data import Pictures
 from training.device import Device
@@ -22,9 +24,14 @@ MSE_WEIGHT = 50.0
 
 VALIDATION_CROPS = 16
 
+#: R + lambda D of trained models is about 0.1 lambda^0.56 (for lambda from 0.8 to 90).
+TYPICAL_POWER = 0.56
 
-def trainable(network: Network, stage: Stage) -> list[nn.Module]:
+
+def trainable(network: Network | Trunk, stage: Stage) -> list[nn.Module]:
     """The modules that a stage trains (2020 paper, 3; 2021 paper, 1)."""
+    if isinstance(network, Trunk):
+        return [network.tables, *(m for m in network.network.children() if m is not network.network.post_filter)]
     if stage.name == "main":
         return [m for m in network.children() if m is not network.post_filter]
     if stage.name == "post_filter":
@@ -39,7 +46,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without noise, rounding is real;
     with it the stage's quantizer stands for it, annealed as far as the stage has come (0 to 1)."""
-    with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.name in ("main", "joint")):
+    with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.noisy):
         y = network.g_a(batch.x)
         z = network.h_a(y)
     y, z = y.float(), z.float()  # the entropy model is small; probabilities want full precision
@@ -48,20 +55,27 @@ def forward(
         y_bpp, z_bpp = (bits.sum() / batch.pixels for bits in (latents.y_bits, latents.z_bits))
         with device.autocast():
             x_hat = network.g_s(latents.y_hat)
-    if stage.name != "main":
+    if stage.name not in ("trunk", "main"):
         with device.autocast():
             x_hat = network.post_filter(x_hat)
     return x_hat.float(), y_bpp, z_bpp
 
 
 class Pass(nn.Module):
-    """`forward` as a module, which is what DistributedDataParallel takes."""
+    """`forward` as a module, which is what DistributedDataParallel takes. A trunk is folded for the step's lambda."""
 
-    def __init__(self, network: Network, stage: Stage, device: Device) -> None:
+    def __init__(self, network: Network | Trunk, stage: Stage, device: Device) -> None:
         super().__init__()
         self.network, self.stage, self.device = network, stage, device
 
-    def forward(self, batch: Padded, noise: Noise | None, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, batch: Padded, noise: Noise | None, progress: float, lmbda: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(self.network, Trunk):
+            plain = Pass(self.network.network, self.stage, self.device)
+            folded = {f"network.{name}": value for name, value in self.network.folded(lmbda).items()}
+            made: tuple[Tensor, Tensor, Tensor] = functional_call(plain, folded, (batch, noise, progress, lmbda))
+            return made
         return forward(self.network, self.stage, batch, self.device, noise, progress)
 
 
@@ -77,7 +91,10 @@ class Loss:
 
 def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lmbda: float, now: Moment) -> Loss:
     """R + lambda D on the true area, D by the stage's metric; MSE for 1 - MS-SSIM during the warm-up; D alone where
-    only the post-filter learns."""
+    only the post-filter learns.
+
+    A trunk's loss is divided by what is typical of its lambda, so that all count alike.
+    """
     x_hat, y_bpp, z_bpp = made
     true, seen = batch.valid(batch.x), batch.valid(x_hat)
     if stage.metric == "mse":
@@ -85,6 +102,8 @@ def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lm
     else:
         d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
     total = lmbda * d if stage.name == "post_filter" else y_bpp + z_bpp + lmbda * d
+    if stage.lambdas:
+        total = total / (0.1 * lmbda**TYPICAL_POWER)
     return Loss(total, y_bpp + z_bpp, z_bpp, d)
 
 
@@ -101,10 +120,14 @@ class HeldOut:
 
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # compiling once more for this would take longer than it
-def validate(network: Network, stage: Stage, pictures: Pictures, device: Device) -> HeldOut:
-    """With real rounding and the real bound of sigma."""
+def validate(network: Network | Trunk, stage: Stage, lmbda: float, pictures: Pictures, device: Device) -> HeldOut:
+    """With real rounding and the real bound of sigma; a trunk at `lmbda`."""
+    if isinstance(network, Trunk):
+        network = network.at(lmbda)
     network.eval()
-    x = to_float(centre_crops(pictures, stage.crop, VALIDATION_CROPS).to(device.name))
+    scales = (1, 2) if stage.half else (1,)
+    crops = torch.cat([centre_crops(pictures, stage.crop, VALIDATION_CROPS, scale) for scale in scales])
+    x = to_float(crops.to(device.name))
     rates, losses, errors, samples = [], [], [], []
     hard = dataclasses.replace(stage, scale_bound=1e-6)
     for part in x.split(4):

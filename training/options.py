@@ -34,6 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude", type=Path, nargs="+", help="folders of evaluation pictures: no copy of one is used"
     )
+    parser.add_argument(
+        "--validate", type=Path, nargs="+", help="folders of pictures to validate on (default: one in 20 of --data)"
+    )
+    parser.add_argument(
+        "--half", type=float, default=0.0, metavar="SHARE", help="share of crops at half the pictures' size (default 0)"
+    )
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: --run)")
     parser.add_argument("--time-budget", metavar="TIME", help="fit the whole schedule into this time, e.g. 20m")
     add_metric(parser)
@@ -69,6 +75,9 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     """The preset's recipe with the command line's metric, quantizer and learned step; UserError if there is no such
     thing."""
     recipe = RECIPES[options.preset]
+    if not 0 <= options.half <= 1:
+        raise UserError(f"--half {options.half:g}: must be 0 to 1")
+    recipe = recipe.changed(half=options.half)
     changed: dict[str, Any] = {}
     if options.quantizer is not None:
         terms(options.quantizer)
@@ -79,8 +88,7 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         changed["sharpness"] = options.sharpness
     if options.metric is not None:
         recipe = recipe.for_metric(options.metric)
-    noisy = ("main", "joint")
-    stages = tuple(dataclasses.replace(s, **changed) if s.name in noisy else s for s in recipe.stages)
+    stages = tuple(dataclasses.replace(s, **changed) if s.noisy else s for s in recipe.stages)
     try:
         model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
     except ValueError as error:
@@ -97,7 +105,7 @@ def pictures_of(options: argparse.Namespace, crop: int, world: World) -> Picture
     cache = options.cache or options.run
     if not world.first:
         world.wait()
-    pictures = load_pictures(options.data, crop, cache, options.exclude)
+    pictures = load_pictures(options.data, crop, cache, options.exclude, options.validate)
     if world.first:
         world.wait()
     return pictures

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from submission.config import NETWORKS, PRESETS, ModelConfig, small
 from submission.errors import UserError
 
-StageName = Literal["main", "post_filter", "joint", "hard"]
+StageName = Literal["trunk", "main", "post_filter", "joint", "hard"]
 Metric = Literal["ms-ssim", "mse"]
 STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard")
 
@@ -25,8 +25,9 @@ class Stage:
     steps: int
     lr: float
     #: `step`: lr, and a tenth of it for the second half (the CLIC papers). `cosine`: lr falling to zero (short runs).
-    #: `steps`: lr, a tenth of it at the end, a hundredth at the very end (the 4th paper).
-    schedule: Literal["step", "cosine", "steps"]
+    #: `flat`: lr until the last part, then falling to zero, so that other runs can branch off before. `steps`: lr, a
+    #: tenth of it at the end, a hundredth at the very end (the 4th paper).
+    schedule: Literal["step", "cosine", "flat", "steps"]
     crop: int
     batch: int
     #: Steps at the start that minimise R + 50 lambda MSE instead: the gradient of MS-SSIM can vanish at first.
@@ -42,10 +43,21 @@ class Stage:
     sharpness: float = 12.0
     #: The distortion D of R + lambda D: 1 - MS-SSIM, or the squared error of pictures in 0..255.
     metric: Metric = "ms-ssim"
+    #: `adam` (the papers) or `soap` (`training.soap`), which needs fewer steps; its rate is another one.
+    optimizer: Literal["adam", "soap"] = "adam"
     clip: float = 1.0
+    #: The trunk's range of lambda: each step of each process draws its own.
+    lambdas: tuple[float, float] | None = None
+    #: Share of the crops that are taken from pictures at half their size.
+    half: float = 0.0
     seed: int = 1
     #: Time budget: the schedule follows the clock instead of `steps`, which then only give the proportions.
     seconds: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the encoder learns, with something that stands for rounding."""
+        return self.name in ("trunk", "main", "joint")
 
     def table(self) -> str:
         """The stage as lines of `name value`."""
@@ -67,7 +79,9 @@ class Recipe:
     neighbour: tuple[int, ...]
 
     def stage(self, name: StageName) -> Stage:
-        """UserError if the recipe has no such stage."""
+        """A stage by name, UserError if the recipe has none; the trunk is trained as the main network is."""
+        if name == "trunk":
+            return dataclasses.replace(self.stages[0], name="trunk")
         for stage in self.stages:
             if stage.name == name:
                 return stage

@@ -13,6 +13,9 @@ LOOK_EVERY = 10
 #: The learning rate rises over this many steps at most, while Adam gathers its averages.
 RISE = 100
 
+#: Share of a stage, its end, over which a `flat` learning rate falls to zero.
+COOLDOWN = 0.3
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -24,6 +27,8 @@ class Moment:
 
 def learning_rate(stage: Stage, now: Moment) -> float:
     rise = min(1.0, (now.step + 1) / min(RISE, max(stage.steps // 10, 1)))
+    if stage.schedule == "flat":
+        return stage.lr * rise * min(1.0, (1 - now.progress) / COOLDOWN)
     if stage.schedule == "step":
         return stage.lr * rise * (1.0 if now.progress < 0.5 else 0.1)
     if stage.schedule == "steps":

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from submission.errors import UserError
 from submission.files import make_folder, write_bytes
 from submission.network import Network
 from training.checkpoint import load_checkpoint
+from training.conditional import Trunk
 from training.crops import gather, random_places
 from training.data import Pictures
 from training.device import join_world
@@ -33,14 +35,22 @@ def main(name: StageName, description: str) -> int:
     """The command line of stage `name`."""
     started = time.monotonic()
     script = {"main": "main_net"}.get(name, name)
+    example = "0.7 110" if name == "trunk" else "6"
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{script}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python -m training.{script} --preset small --lmbda 6 --data photos --run runs/lambda_6",
+        epilog=f"example: python -m training.{script} --preset small --lmbda {example} --data photos --run runs/{name}",
     )
     add_options(parser)
-    parser.add_argument("--lmbda", type=float, required=True, help="weight of the distortion against bits per pixel")
+    if name == "trunk":
+        parser.add_argument(
+            "--lmbda", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help="range of lambda"
+        )
+    else:
+        parser.add_argument(
+            "--lmbda", type=float, required=True, help="weight of the distortion against the rate"
+        )
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
     if name in ("main", "post_filter"):
         parser.add_argument("--init", type=Path, help="start from a model: a run folder, a ladder's, or weights")
@@ -50,15 +60,16 @@ def main(name: StageName, description: str) -> int:
     again.add_argument("--resume", action="store_true", help="continue the checkpoint in --run")
     again.add_argument("--overwrite", action="store_true", help="start this stage again")
     options = parser.parse_args()
-    if options.lmbda <= 0:
-        raise UserError(f"--lmbda {options.lmbda:g}: must be positive")
+    lmbda, span = (_middle(*options.lmbda), tuple(options.lmbda)) if name == "trunk" else (options.lmbda, None)
+    if lmbda <= 0:
+        raise UserError(f"--lmbda {lmbda:g}: must be positive")
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: must be at least 1")
     check_batch(options.batch)
 
     init = options.init if name in ("main", "post_filter") else None
     recipe = recipe_of(options)
-    stage = _with_options(recipe.stage(name), options, init)
+    stage = dataclasses.replace(_with_options(recipe.stage(name), options, init), lambdas=span)
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and not (options.resume or options.overwrite):
         raise UserError(f"{checkpoint} exists; give --resume to continue it or --overwrite to start again")
@@ -67,8 +78,15 @@ def main(name: StageName, description: str) -> int:
             checkpoint.unlink(missing_ok=True)
         pictures = pictures_of(options, stage.crop, world)
         session = Session(pictures, device_of(options), world, not options.no_tensorboard)
-        run_stage(recipe.model, stage, options.lmbda, options.run, init, session, started)
+        run_stage(recipe.model, stage, lmbda, options.run, init, session, started)
     return 0
+
+
+def _middle(low: float, high: float) -> float:
+    """The lambda at which a trunk is validated."""
+    if not 0 < low < high:
+        raise UserError(f"--lmbda {low:g} {high:g}: must be positive, LOW below HIGH")
+    return math.sqrt(low * high)
 
 
 def _with_options(stage: Stage, options: argparse.Namespace, init: Path | None) -> Stage:
@@ -108,8 +126,10 @@ def run_stage(
         train(network, stage, lmbda, run, session, started)
 
 
-def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None) -> Network:
+def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None) -> Network | Trunk:
     torch.manual_seed(stage.seed)
+    if stage.lambdas:
+        return Trunk(model, *stage.lambdas)
     network = Network(model)
     if (run / f"{stage.name}.pt").exists():
         return network  # `train` loads it

@@ -11,6 +11,7 @@ from submission.errors import UserError
 from submission.ladder import MANIFEST, Ladder, read_safetensors
 from submission.network import Network
 from training.checkpoint import is_done, load_checkpoint
+from training.conditional import Trunk
 from training.dequantize import dequantize_entropy_model, state_of
 from training.recipe import STAGES, StageName
 
@@ -20,6 +21,7 @@ State = dict[str, Tensor]
 def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelConfig) -> State:
     """State of the whole network, for `stage` at `lmbda`. `folder` is one of
 
+    * a run folder of a trunk: the trunk at `lmbda`, finished or not;
     * a run folder of one model: its `stage`, or its newest finished stage if it has not got that one;
     * a ladder's run folder: the newest finished stage of the nearest lambda;
     * a folder of weights, as `training.export` writes them: the model of the nearest lambda.
@@ -28,6 +30,8 @@ def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelCo
     """
     if (folder / MANIFEST).exists():
         return _from_weights(folder, lmbda, model)
+    if (folder / "trunk.pt").exists():
+        return _from_trunk(folder / "trunk.pt", lmbda, model)
     if (folder / f"{stage}.pt").exists():
         return _state(folder / f"{stage}.pt", model)
     found = {}
@@ -52,6 +56,13 @@ def _nearest(lambdas: list[float], lmbda: float) -> float:
 def _state(path: Path, model: ModelConfig) -> State:
     state: State = load_checkpoint(path, model, None, None)["network"]
     return state
+
+
+def _from_trunk(path: Path, lmbda: float, model: ModelConfig) -> State:
+    saved = load_checkpoint(path, model, None, None)
+    trunk = Trunk(model, *saved["stage"]["lambdas"])
+    trunk.load_state_dict(saved["network"])
+    return trunk.at(lmbda).state_dict()
 
 
 def _from_weights(folder: Path, lmbda: float, model: ModelConfig) -> State:

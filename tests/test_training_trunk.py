@@ -1,0 +1,102 @@
+"""The trunk: folded it is an ordinary network, at any lambda, and models start from it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from submission.network import Network
+from tests.commands import call
+from tests.training_kit import CPU, RECIPE, photos, session, weights
+from training.conditional import Tables, Trunk
+from training.loop import Learner
+from training.loss import Padded
+from training.objective import Pass, forward
+from training.stage import main, run_stage
+from training.warm_start import initial_weights
+
+STAGE = dataclasses.replace(RECIPE.stage("trunk"), lambdas=(1.0, 64.0), warmup=0)
+
+
+def perturbed() -> Trunk:
+    torch.manual_seed(1)
+    trunk = Trunk(RECIPE.model, 1.0, 64.0)
+    with torch.no_grad():
+        for table in trunk.tables.parameters():
+            table += 0.2 * torch.randn_like(table)
+    return trunk
+
+
+def test_at_first_it_is_the_network_at_every_lambda() -> None:
+    torch.manual_seed(1)
+    trunk = Trunk(RECIPE.model, 1.0, 64.0)
+    own = trunk.network.state_dict()
+    for lmbda in (0.5, 1.0, 7.0, 64.0, 100.0):
+        assert all(torch.equal(v, own[k]) for k, v in trunk.at(lmbda).state_dict().items())
+
+
+def test_folded_is_scaled_and_shifted() -> None:
+    """Every convolution's output is its own times the scale, plus the shift."""
+    trunk = perturbed()
+    folded, (scales, shifts) = trunk.at(5.0), trunk.tables.at(5.0)
+    sizes = [channels for _, channels in trunk.convolutions]
+    for (name, size), scale, shift in zip(trunk.convolutions, scales.split(sizes), shifts.split(sizes), strict=True):
+        before, after = trunk.network.get_submodule(name), folded.get_submodule(name)
+        x = torch.randn(1, before.in_channels, 7, 7)  # type: ignore[arg-type]
+        expected = before(x) * scale.view(1, size, 1, 1) + shift.view(1, size, 1, 1)
+        assert torch.allclose(after(x), expected, atol=1e-4), name
+
+
+def test_training_sees_what_is_folded() -> None:
+    """The conditional pass is bitwise the pass of the folded network; gradients reach network and tables."""
+    trunk, x = perturbed(), torch.rand(1, 3, 192, 192)
+    batch = Padded(x, 192, 192)
+    made = Pass(trunk, STAGE, CPU)(batch, None, 0.5, 3.0)
+    plain = forward(trunk.at(3.0), STAGE, batch, CPU, None)
+    assert all(torch.equal(a, b) for a, b in zip(made, plain, strict=True))
+    (made[0].sum() + made[1]).backward()
+    gradients = {n: p.grad for n, p in trunk.named_parameters() if p.grad is not None}
+    moved = {n.split(".")[1] for n in gradients}
+    assert moved >= {"g_a", "g_s", "entropy_model", "h_a", "scales", "shifts"} and "post_filter" not in moved
+
+
+def test_tables_are_interpolated_in_log_lambda() -> None:
+    tables = Tables(1, 1.0, 4.0)
+    with torch.no_grad():
+        tables.scales.copy_(torch.tensor([[1.0], [2.0], [4.0]]))
+    assert [round(tables.at(v)[0].item(), 4) for v in (0.1, 1, 2**0.5, 2, 2**1.5, 4, 9)] == [1, 1, 1.5, 2, 3, 4, 4]
+
+
+def test_its_lambdas_are_spread_over_steps_and_processes() -> None:
+    learner = Learner(perturbed(), STAGE, 8.0, CPU)
+    drawn = torch.tensor([learner.lmbda_of(step) for step in range(400)]).log()
+    assert drawn.min() >= 0 and drawn.max() <= torch.tensor(64.0).log()
+    counts = torch.histc(drawn, 4, 0, float(torch.tensor(64.0).log()))
+    assert counts.min() > 70
+    assert [learner.lmbda_of(s) for s in range(5)] == [learner.lmbda_of(s) for s in range(5)]
+
+
+def test_models_start_from_it(tmp_path: Path) -> None:
+    (tmp_path / "trunk").mkdir()
+    run_stage(RECIPE.model, STAGE, 8.0, tmp_path / "trunk", None, session())
+    trunk = Trunk(RECIPE.model, 1.0, 64.0)
+    trunk.load_state_dict(weights(tmp_path / "trunk" / "trunk.pt"))
+    start = initial_weights(tmp_path / "trunk", "main", 20.0, RECIPE.model)
+    assert all(torch.equal(start[k], v) for k, v in trunk.at(20.0).state_dict().items())
+    assert not all(torch.equal(start[k], v) for k, v in trunk.network.state_dict().items())
+    Network(RECIPE.model).load_state_dict(start)
+
+
+def test_a_range_that_is_none_is_refused(tmp_path: Path) -> None:
+    for low, high in ((4, 4), (9, 2), (-1, 3), (0, 1)):
+        options = ("--preset", "tiny", "--lmbda", low, high, "--data", tmp_path, "--run", tmp_path)
+        done = call(lambda: main("trunk", "text"), *map(str, options))
+        assert done.code == 2 and "LOW below HIGH" in done.stderr
+
+
+@pytest.mark.parametrize("half", [0.0, 0.5])
+def test_it_is_validated_in_the_middle_of_its_range(tmp_path: Path, half: float) -> None:
+    run_stage(RECIPE.model, dataclasses.replace(STAGE, half=half), 8.0, tmp_path, None, session())
+    assert (tmp_path / "trunk.csv").read_text().splitlines()[-1].split(",")[-1] != ""
+    assert photos().validation.size
