@@ -25,7 +25,7 @@ def test_each_part_is_one_graph_and_computes_the_same(monkeypatch: pytest.Monkey
         torch.manual_seed(1)
         learner = Learner(Network(RECIPE.model), stage, 4.0, where)
         losses.append([float(learner.step(crops.at(k), Moment(k, 0.1))[0].total.detach()) for k in range(4)])
-        validate(learner.network, stage, pictures, where)
+        validate(learner.network, stage, 4.0, pictures, where)
     assert counter.frame_count == 5  # g_a, h_a, the entropy model, g_s, the post-filter
     assert losses[0] == losses[1]
 

@@ -33,7 +33,7 @@ class SOAP:
         betas: tuple[float, float] = (0.95, 0.95),
         shampoo_beta: float = 0.95,
         interval: int = 10,
-        gather: int = 2,
+        gather: int = 1,
         eps: float = 1e-8,
         bf16: bool = False,
     ) -> None:
@@ -58,9 +58,13 @@ class SOAP:
     def step(self) -> None:
         """One step of every parameter that has a gradient; all of one shape have one or none has."""
         lr = float(self.param_groups[0]["lr"])
-        ok = 1.0 if self.found_inf is None else 1 - self.found_inf
+        skip = self.found_inf
+        if skip is not None and skip.device.type == "cpu":
+            if skip:
+                return
+            skip = None  # elsewhere whether to skip is not known to the host, and asking would wait
         for batch in self.batches:
-            batch.step(self, lr, ok)
+            batch.step(self, lr, None if skip is None else 1 - skip)
         self.taken += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,42 +84,54 @@ class _Batch:
         shape = members[0].shape
         self.matrix = len(shape) in (2, 4)
         self.sides = [s for s in ("L", "R") if self.matrix and 1 < shape["LR".index(s)] <= LARGEST_SIDE]
-        #: count (steps that were not skipped), m and v; for each side its covariance and eigenvectors Q.
+        #: m and v; for each side its covariance and, as Q and its name, the eigenvectors.
         self.state: dict[str, Tensor] = {}
 
     def load(self, state: dict[str, Tensor]) -> None:
         device = self.members[0].device
         self.state = {name: value.to(device) for name, value in state.items()}
 
-    def _stack(self) -> Tensor | None:
+    def _stack(self, bf16: bool) -> Tensor | None:
         gradients = [p.grad for p in self.members if p.grad is not None]
         if len(gradients) != len(self.members):
             return None
-        if self.matrix and gradients[0].dim() == 4:  # in memory [o, h, w, i] already, if channels_last
-            return torch.stack([g.permute(0, 2, 3, 1) for g in gradients]).flatten(2, 3)
-        stacked = torch.stack(gradients)
-        return stacked.unsqueeze(2) if self.matrix else stacked.flatten(1)
+        first = gradients[0]
+        if self.matrix and first.dim() == 4:  # in memory [o, h, w, i] already, if channels_last
+            gradients = [g.permute(0, 2, 3, 1).flatten(1, 2) for g in gradients]
+        elif self.matrix:
+            gradients = [g.unsqueeze(1) for g in gradients]
+        else:
+            gradients = [g.flatten() for g in gradients]
+        kind = torch.bfloat16 if bf16 and self.sides else first.dtype
+        stacked = torch.empty(len(gradients), *gradients[0].shape, dtype=kind, device=first.device)
+        torch._foreach_copy_(list(stacked.unbind()), gradients)
+        return stacked
 
-    def step(self, optimizer: SOAP, lr: float, ok: Tensor | float) -> None:
-        g = self._stack()
+    def step(self, optimizer: SOAP, lr: float, ok: Tensor | None) -> None:
+        """`ok`, if given, is 0 where the step must change nothing."""
+        g = self._stack(optimizer.bf16)
         if g is None:
             return
-        state, (beta1, beta2) = self.state, optimizer.betas
+        state, kind = self.state, self.members[0].dtype
         if not state:
-            state.update(count=g.new_zeros(()), m=torch.zeros_like(g), v=torch.zeros_like(g))
-        if not isinstance(ok, float):
+            state.update((name, torch.zeros(g.shape, dtype=kind, device=g.device)) for name in ("m", "v"))
+        if ok is not None:
             g = torch.where(ok > 0, g, 0.0)
-        if optimizer.taken % optimizer.gather == 0 or not state["count"]:
-            self._gather(g, optimizer, ok)
+        if optimizer.taken % optimizer.gather == 0:
+            self._gather(g, 1 - optimizer.shampoo_beta, ok)
         if optimizer.taken % optimizer.interval == 0:
             self._turn()
-        r = self._rotate(g, optimizer.bf16, back=False)
-        state["count"] += ok
-        state["m"].lerp_(r, (1 - beta1) * torch.as_tensor(ok))
-        state["v"].lerp_(r.square_(), (1 - beta2) * torch.as_tensor(ok))
-        root = (state["v"] / (1 - beta2 ** state["count"])).sqrt_().add_(optimizer.eps)
-        update = root.reciprocal_().mul_(state["m"]).mul_(-lr * ok / (1 - beta1 ** state["count"]))
-        torch._foreach_add_(self.members, self._unstack(self._rotate(update, optimizer.bf16, back=True)))
+        r = self._rotate(g, back=False).to(kind)
+        beta1, beta2 = optimizer.betas
+        state["m"].lerp_(r, _weight(1 - beta1, ok))
+        state["v"].lerp_(r.square_(), _weight(1 - beta2, ok))
+        first, second = (1 - beta ** (optimizer.taken + 1) for beta in optimizer.betas)  # Adam's, for a cold start
+        root = state["v"].sqrt().add_(optimizer.eps * second**0.5)
+        update = torch.div(state["m"], root, out=root)
+        if ok is not None:
+            update.mul_(ok)
+        parts = self._unstack(self._rotate(update.to(g.dtype), back=True))
+        torch._foreach_add_(self.members, parts, alpha=-lr * second**0.5 / first)
 
     def _unstack(self, update: Tensor) -> list[Tensor]:
         shape = self.members[0].shape
@@ -123,14 +139,13 @@ class _Batch:
             update = update.unflatten(2, shape[2:]).permute(0, 1, 4, 2, 3)
         return [u.view(shape) if not self.matrix else u.reshape(shape) for u in update.unbind()]
 
-    def _gather(self, g: Tensor, optimizer: SOAP, ok: Tensor | float) -> None:
+    def _gather(self, g: Tensor, weight: float, ok: Tensor | None) -> None:
         """Move the covariances towards those of this gradient."""
-        weight = (1 - optimizer.shampoo_beta) * torch.as_tensor(ok)
         for side in self.sides:
             rows = g.flatten(2) if side == "L" else g.flatten(1, 2).mT
-            covariance = rows @ rows.mT
+            covariance = (rows @ rows.mT).to(self.state["m"].dtype)
             if side in self.state:
-                self.state[side].lerp_(covariance, weight)
+                self.state[side].lerp_(covariance, _weight(weight, ok))
             else:
                 self.state[side] = covariance
 
@@ -151,23 +166,22 @@ class _Batch:
             turned = {side: q.mT @ state[f"Q{side}"] for side, q in old.items()}
             state["m"] = _apply(state["m"], turned.get("L"), turned.get("R"))
 
-    def _rotate(self, g: Tensor, bf16: bool, back: bool) -> Tensor:
+    def _rotate(self, g: Tensor, back: bool) -> Tensor:
         """Into the eigenvectors' space, or back."""
         left, right = (self.state.get(f"Q{side}") for side in "LR")
-        if left is None and right is None:
-            return g.clone() if not back else g
         if back:
             left, right = (q if q is None else q.mT for q in (left, right))
-        if bf16:
-            parts = (q if q is None else q.to(torch.bfloat16) for q in (left, right))
-            return _apply(g.to(torch.bfloat16), *parts).float()
         return _apply(g, left, right)
+
+
+def _weight(weight: float, ok: Tensor | None) -> float | Tensor:
+    return weight if ok is None else weight * ok
 
 
 def _apply(g: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
     """left' g right for g [n, outputs, kernel, inputs], for each position of the kernel."""
     if left is not None:
-        g = (left.mT @ g.flatten(2)).view_as(g)
+        g = (left.mT.to(g.dtype) @ g.flatten(2)).view_as(g)
     if right is not None:
-        g = (g.flatten(1, 2) @ right).view_as(g)
+        g = (g.flatten(1, 2) @ right.to(g.dtype)).view_as(g)
     return g
