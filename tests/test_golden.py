@@ -9,7 +9,15 @@ import pytest
 
 from submission import bitstream
 from submission.ladder import Ladder
-from tests.make_golden import GOLDEN, fixed_latents, payloads, tiny_codec
+from tests.make_golden import (
+    GOLDEN,
+    NETWORK_MODELS,
+    fixed_latents,
+    network_entropy,
+    network_latents,
+    payloads,
+    tiny_codec,
+)
 
 
 def test_encoder_output_byte_by_byte() -> None:
@@ -25,6 +33,14 @@ def test_golden_bytes_decode() -> None:
     y_hat, z_hat = entropy.decode((GOLDEN / "tiny.bin").read_bytes(), (8, 12))
     assert np.mean(y_hat != y) < 0.01
     assert np.array_equal(z_hat, np.clip(z, -entropy.z_peak, entropy.z_peak))
+
+
+@pytest.mark.parametrize("name", NETWORK_MODELS)
+def test_golden_bytes_of_the_networks_decode(name: str) -> None:
+    entropy = network_entropy(name)
+    _, y_hat, z_hat = entropy.encode(*network_latents(entropy))
+    found = entropy.decode((GOLDEN / f"{name}.bin").read_bytes(), (8, 12))
+    assert np.array_equal(found[0], y_hat) and np.array_equal(found[1], z_hat)
 
 
 def test_header_bytes() -> None:

@@ -48,9 +48,7 @@ def main(name: StageName, description: str) -> int:
             "--lmbda", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help="range of lambda"
         )
     else:
-        parser.add_argument(
-            "--lmbda", type=float, required=True, help="weight of the distortion against the rate"
-        )
+        parser.add_argument("--lmbda", type=float, required=True, help="weight of the distortion against the rate")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
     if name in ("main", "post_filter"):
         parser.add_argument("--init", type=Path, help="start from a model: a run folder, a ladder's, or weights")
