@@ -289,7 +289,7 @@ def main() -> int:
     options = parser.parse_args()
     table: list[dict[str, object]] = []
     if unknown := [name for name in options.preset if name not in PRESETS]:
-        raise UserError(f"--preset {unknown[0]}: there are {names}")
+        raise UserError(f"--preset {unknown[0]}: there are {', '.join(PRESETS)}")
     for preset, size in itertools.product(options.preset, options.sizes):
         if len(options.preset) > 1 and size == options.sizes[0]:
             print(preset, flush=True)
