@@ -70,17 +70,21 @@ def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_ladder(tmp_path_factory.mktemp("ladder") / "weights")
 
 
-@pytest.fixture(scope="session")
-def networks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ladder of tiny untrained models of all the 4th paper's networks, in their order."""
+def make_networks(folder: Path) -> Path:
+    """Write a ladder of tiny untrained models of all the 4th paper's networks, in their order."""
     crops = np.stack([noise_picture(192, 192, seed) for seed in range(2)])
     models = [
         (untrained_network(tiny(config), k), float(k + 1), {"stage": "untrained", "steps": 0}, crops)
         for k, config in enumerate(NETWORKS)
     ]
-    folder = tmp_path_factory.mktemp("networks") / "weights"
     export_ladder(models, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def networks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of tiny untrained models of all the 4th paper's networks, in their order."""
+    return make_networks(tmp_path_factory.mktemp("networks") / "weights")
 
 
 @pytest.fixture(scope="session")
