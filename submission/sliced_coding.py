@@ -151,6 +151,7 @@ class SlicedCoder(LatentCoder):
         shape = (*size, self.config.M)
         hyper = self.hyper_hidden(z_hat) if self.config.entropy == "hyper" else self.hyper_features(z_hat)
         seen, y_hat = np.zeros(shape, np.int8), np.zeros(shape, np.int32)
+        y = np.clip(y, -(2**20), 2**20).astype(np.int32) if y is not None else None  # 64 times that fits
         for channels, part in zip(self.spans, self.slices, strict=True):
             shift, half = self.seen_shift[channels], self.seen_half[channels]
             for rows, columns, p in part.steps(hyper, seen):
