@@ -125,8 +125,8 @@ def _shuffled(unit: Floats) -> Floats:
 
 def patches_of(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Floats:
     """Convolution weight [out, in, k, k] -> [taps * in, out] for gathered patches, input units multiplied in."""
-    parts = [to_numpy(weight)[:, : len(unit), i, j].T * unit[:, None] for i, j in taps]
-    return np.concatenate(parts)
+    whole = to_numpy(weight)
+    return np.concatenate([whole[:, : len(unit), i, j].T * unit[:, None] for i, j in taps])
 
 
 def every_tap(kernel: int) -> list[tuple[int, int]]:
