@@ -179,7 +179,9 @@ def operations(module: nn.Module, x: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def measure(codec: Codec, width: int, height: int, reference: bool, threads: int) -> list[dict[str, object]]:
+def measure(
+    codec: Codec, width: int, height: int, reference: bool, threads: int, transforms: bool
+) -> list[dict[str, object]]:
     """Rows of the table for one picture size."""
     size = (-(-height // 64) * 4, -(-width // 64) * 4)
     entropy = codec.entropy
@@ -199,6 +201,9 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
 
     torch.set_num_threads(threads)
     y_hat, z_hat = entropy.decode(data, size)  # warm up
+    begun = time.process_time()
+    entropy.decode(data, size)
+    processor_seconds = time.process_time() - begun
     entropy_seconds = min(_timed(lambda: entropy.decode(data, size)) for _ in range(3))
     encode_seconds = min(_timed(lambda: entropy.encode(y_hat, z_hat)) for _ in range(3))
 
@@ -224,6 +229,7 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     bpp = 8 * len(data) / (width * height)
     zeros = f", {np.mean(y_hat != 0):.1%} not zero" if entropy.unit == 1 else ""
     row("entropy decoding", entropy_seconds, f"{bpp:.3f} bpp{zeros}")
+    row("entropy decoding, processor time", processor_seconds)
     row("entropy encoding", encode_seconds)
     if reference and isinstance(entropy, EntropyCoder):
         wavefronts = entropy_coding.wavefronts
@@ -235,6 +241,8 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
         seconds = seconds_by_position(codec.config, size)
         row("the usual loop in floating point", seconds, f"{seconds / entropy_seconds:.1f} times slower")
 
+    if not transforms:
+        return rows
     gemm = gemm_rate()
     y = (
         torch.from_numpy(entropy.dequantize(y_hat, z_hat))
@@ -259,11 +267,11 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     return rows
 
 
-def _worker(arguments: tuple[str, str | None, int, str, bool, int]) -> list[dict[str, object]]:
-    size, weights, quality, preset, reference, threads = arguments
+def _worker(arguments: tuple[str, str | None, int, str, bool, int, bool]) -> list[dict[str, object]]:
+    size, weights, quality, preset, reference, threads, transforms = arguments
     codec = Ladder.load(Path(weights)).codec(quality) if weights else random_codec(preset)
     columns, rows = map(int, size.split("x"))
-    return measure(codec, columns, rows, reference, threads)
+    return measure(codec, columns, rows, reference, threads, transforms)
 
 
 def main() -> int:
@@ -284,6 +292,7 @@ def main() -> int:
         help=f"random models: {', '.join(PRESETS)} (default: base)",
     )
     parser.add_argument("--reference", action="store_true", help="also code position by position (slow)")
+    parser.add_argument("--entropy-only", action="store_true", help="leave out g_s and post-filter")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="CSV file for the table")
     options = parser.parse_args()
@@ -294,7 +303,8 @@ def main() -> int:
         if len(options.preset) > 1 and size == options.sizes[0]:
             print(preset, flush=True)
         # a process each, so that memory is that of one picture
-        task = (size, options.weights, options.quality, preset, options.reference, options.threads)
+        model = (size, options.weights, options.quality, preset)
+        task = (*model, options.reference, options.threads, not options.entropy_only)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows = pool.apply(_worker, (task,))
         for r in rows:
