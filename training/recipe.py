@@ -73,9 +73,10 @@ class Recipe:
     neighbour: tuple[int, int, int, int]
 
     def stage(self, name: StageName) -> Stage:
-        """A stage by name; the trunk is trained as the main network is."""
+        """A stage by name; the trunk is trained as the main network is, for all lambdas together and so for longer."""
         if name == "trunk":
-            return dataclasses.replace(self.stages[0], name="trunk")
+            main = self.stages[0]
+            return dataclasses.replace(main, name="trunk", steps=20 * main.steps, batch=2 * main.batch, schedule="flat")
         return self.stages[STAGES.index(name)]
 
 
@@ -93,13 +94,13 @@ def _paper_stages() -> tuple[Stage, Stage, Stage, Stage]:
 def _short_stages(
     main: int, post_filter: int, joint: int, hard: int, crop: int, batch: int
 ) -> tuple[Stage, Stage, Stage, Stage]:
-    """The same four stages for hours instead of weeks: higher rates that fall to zero."""
-    later = Stage("post_filter", post_filter, 6e-4, "cosine", crop, batch)
+    """The same four stages for hours instead of weeks: SOAP, and higher rates that fall to zero."""
+    later = Stage("post_filter", post_filter, 1e-3, "cosine", crop, batch, optimizer="soap")
     return (
         dataclasses.replace(later, name="main", steps=main, warmup=main // 16),
         later,
-        dataclasses.replace(later, name="joint", steps=joint, lr=2e-4, padding=20),
-        dataclasses.replace(later, name="hard", steps=hard, lr=2e-4, padding=20, scale_bound=1e-6),
+        dataclasses.replace(later, name="joint", steps=joint, lr=3e-4, padding=20),
+        dataclasses.replace(later, name="hard", steps=hard, lr=3e-4, padding=20, scale_bound=1e-6),
     )
 
 
