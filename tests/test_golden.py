@@ -1,15 +1,28 @@
 """Golden bitstreams: the same latents give the same bytes, byte for byte, and these bytes give the latents back.
 
 When this fails the format has changed: raise `bitstream.VERSION`, say so in CHANGELOG, then run
-`python -m tests.make_golden`. For a new ladder only the `shipped_*` files change.
+`python -m tests.make_golden`. For a new ladder only the `shipped_*` files change. Each range coder is held to them.
 """
+
+import importlib
 
 import numpy as np
 import pytest
 
-from submission import bitstream
+from submission import bitstream, entropy_coding
 from submission.ladder import Ladder
 from tests.make_golden import GOLDEN, fixed_latents, payloads, tiny_codec
+
+
+@pytest.fixture(params=["coder_python", "coder_constriction"], autouse=True)
+def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code with this range coder."""
+    try:
+        module = importlib.import_module(f"submission.{request.param}")
+    except ImportError:
+        pytest.skip("constriction is not published for this machine")
+    monkeypatch.setattr(entropy_coding, "Encoder", module.Encoder)
+    monkeypatch.setattr(entropy_coding, "Decoder", module.Decoder)
 
 
 def test_encoder_output_byte_by_byte() -> None:
