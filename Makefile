@@ -21,8 +21,8 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
-TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell grep '^torch==' constraints.txt)
+CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^";]*\).*/\1/p' pyproject.toml)
 # The image's labels; its build checks them against what `decode --version` says.
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' submission/__init__.py)
 LADDER = $(shell "$(PYTHON)" -c 'import hashlib, json; models = json.load(open("submission/weights/manifest.json"))["models"]; \
@@ -42,13 +42,13 @@ help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 # torch first and by itself: it alone may come from another index
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; name one of 3.11 or later: make PYTHON=..." >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; name another: make PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(RUN) -m pip install --disable-pip-version-check -e '.[train,eval,dev]'
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
 	touch $@
 
 demo: $(INSTALLED)

@@ -77,7 +77,7 @@ def test_symbols_come_back(parts: list[Part]) -> None:
 
 
 @both
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(parts())
 def test_same_bytes_as_constriction(parts: list[Part]) -> None:
     data = encoded(coder_python, parts)
@@ -86,7 +86,7 @@ def test_same_bytes_as_constriction(parts: list[Part]) -> None:
 
 
 @both
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(parts(), st.one_of(st.binary(max_size=40), st.integers(0, 9).map(lambda count: b"\xff" * count)))
 def test_same_symbols_or_damage_from_any_bytes(parts: list[Part], data: bytes) -> None:
     assert decoded(coder_python, data, parts) == decoded(coder_constriction, data, parts)
