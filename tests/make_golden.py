@@ -3,8 +3,8 @@
 `tiny.safetensors` is a model that never changes with the ladder: its streams show any change of the format.
 """
 
+import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
 from submission.ladder import DEFAULT_WEIGHTS, Ladder, read_safetensors
-from tests.conftest import make_ladder
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.conftest import make_ladder, noise_picture
+from tests.everywhere import GOLDEN, facts
 
 
 def fixed_latents(config: ModelConfig, rows: int, columns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -46,16 +45,26 @@ def payloads() -> dict[str, bytes]:
     return made
 
 
+def write_photos() -> None:
+    """Streams of pictures by three models of the shipped ladder, and what this machine makes of them."""
+    ladder = Ladder.load(DEFAULT_WEIGHTS)
+    for quality in sorted({ladder.qualities[at] for at in (0, len(ladder.models) // 2, -1)}):
+        stream = ladder.codec(quality).compress(noise_picture(183, 253))
+        (GOLDEN / f"photo_{quality}.clic").write_bytes(stream)
+    (GOLDEN / "photos.json").write_text(json.dumps(facts(GOLDEN)) + "\n")
+
+
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     if not (GOLDEN / "tiny.safetensors").exists():
         ladder = make_ladder(GOLDEN / "weights")
         shutil.copy(ladder / "model_0.safetensors", GOLDEN / "tiny.safetensors")
         shutil.rmtree(ladder)
-    for old in GOLDEN.glob("*.bin"):
+    for old in [*GOLDEN.glob("*.bin"), *GOLDEN.glob("photo*")]:
         old.unlink()
     for name, payload in payloads().items():
         (GOLDEN / f"{name}.bin").write_bytes(payload)
+    write_photos()
 
 
 if __name__ == "__main__":
