@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from submission.errors import UserError
 from submission.files import Picture
+from submission.processes import finish, how_it_ended, tied, watched
 
 ENCODER, DECODER = "vvencapp", "vvdecapp"
 
@@ -158,8 +159,10 @@ def _doubled(plane: Array) -> Array:
 
 
 def _run(program: str, *arguments: object, given: bytes = b"") -> bytes:
-    done = subprocess.run([program, *map(str, arguments)], input=given, capture_output=True)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace") or "it said nothing"
+    command, pipe = [program, *map(str, arguments)], subprocess.PIPE
+    with watched(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=tied())) as process:
+        out, err = finish(process, Path(program).name, given)
+    if process.returncode:
+        said = (err.strip() or out.strip()).decode(errors="replace") or how_it_ended(process.returncode)
         raise UserError(f"{Path(program).name} failed: {said.splitlines()[-1]}")
-    return done.stdout
+    return out

@@ -43,17 +43,22 @@ class Silence:
         return self.seconds
 
 
-def tied(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
-    """A `preexec_fn` that has the new process get signal `number` when this one dies, even of SIGKILL (Linux alone)."""
+def tie(number: signal.Signals) -> None:
+    """Have the system send this process `number` when its parent dies, even of SIGKILL (Linux alone)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number.value)
+
+
+def tied() -> Callable[[], None]:
+    """A `preexec_fn`: the new process is killed when this one dies."""
     parent = os.getpid()
 
-    def tie() -> None:
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, number.value)
-            if os.getppid() != parent:  # too late: it is dead already
-                os._exit(1)
+    def before_exec() -> None:
+        tie(signal.SIGKILL)
+        if os.getppid() != parent:  # it has died already
+            os._exit(1)
 
-    return tie
+    return before_exec
 
 
 def register(process: subprocess.Popen[bytes]) -> None:
@@ -109,7 +114,14 @@ def check_not_stopped(process: subprocess.Popen[bytes], what: str, silence: Sile
     if not _is_stopped(process.pid):
         silence.broken()
     elif silence.look() >= PATIENCE:
-        raise UserError(f"{what} was stopped and not continued for {PATIENCE:g} s; run the command again")
+        raise UserError(
+            f"{what} was stopped and not continued for {PATIENCE:g} s; run the command again: it goes on where it was"
+        )
+
+
+def how_it_ended(code: int) -> str:
+    """The exit code of a process in words."""
+    return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
 
 
 def _is_stopped(pid: int) -> bool:

@@ -1,6 +1,6 @@
 """Processes that work side by side for this one, any of which may be killed or stopped at any time.
 
-A worker sends a sign of life every second, from a thread of its own, and its answer in the end, through a pipe that no
+A worker sends signs of life all the time, from a thread of its own, and its answer in the end, through a pipe that no
 one else writes to. One that ends before it has answered, or is silent for longer than `processes.PATIENCE`, is killed,
 and its job goes to a new one, a bounded number of times. So a call of `Pool.poll` returns within a tick, and a job is
 answered, or named in an error, after a bounded number of silences: nothing waits for another process without an end.
@@ -27,7 +27,7 @@ from submission.errors import UserError
 from submission.processes import TICK, Silence
 
 #: Seconds between signs of life, far below the patience of who listens.
-BEAT = 1.0
+BEAT = 0.5
 
 #: A job that loses its worker is given to another, so often.
 RETRIES = 2
@@ -114,16 +114,19 @@ class Pool:
                 self._replace(worker, why)
         return answered
 
-    def close(self, grace: float = 0.0) -> None:
-        """End all workers. With `grace`, those at work may finish and save for so many seconds after a SIGTERM."""
-        if grace:
-            for worker in self.busy:
-                worker.process.terminate()
-                worker.process.send_signal(signal.SIGCONT)  # one that is stopped would not notice
-            deadline = time.monotonic() + grace
-            for worker in self.busy:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(max(deadline - time.monotonic(), 0))
+    def terminate(self) -> None:
+        """Ask all that are at work to save and end, as training does after a SIGTERM; those that are stopped, too."""
+        for worker in self.busy:
+            worker.process.terminate()
+            worker.process.send_signal(signal.SIGCONT)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any that was at work has not ended yet."""
+        return any(worker.process.poll() is None for worker in self.busy)
+
+    def close(self) -> None:
+        """End all workers at once."""
         every = [*self.busy, *self._idle]
         for worker in every:
             worker.process.kill()
@@ -135,11 +138,10 @@ class Pool:
         """A new worker, which imports what we would, and shares our terminal: Ctrl-Z and `fg` mean it as well."""
         code = f"import sys; sys.path[:] = {sys.path!r}; from submission.workers import serve; serve()"
         process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", code, *sys.orig_argv[1:]],  # so that ps and pkill -f know whose it is
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-            preexec_fn=processes.tied(signal.SIGCONT),  # one that is stopped then finds itself alone
         )
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -196,9 +198,7 @@ def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(1.0)
     code = process.returncode
-    if code is None:
-        return "closed its pipe"
-    return f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+    return "closed its pipe" if code is None else processes.how_it_ended(code)
 
 
 def _take_answer(buffer: bytearray) -> tuple[bool, Any] | None:
@@ -219,6 +219,7 @@ def _take_answer(buffer: bytearray) -> tuple[bool, Any] | None:
 def serve() -> None:
     """What a worker does until its parent is gone: answer one call after the other from stdin on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which decides what becomes of us
+    processes.tie(signal.SIGCONT)  # one that is stopped when its parent dies goes on, and finds itself alone
     calls, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     with open(os.devnull) as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def state(pid: int) -> str:
-    """The letter that Linux gives a process, such as T (stopped) or Z (its parent has not noted its end); "" for none."""
+    """The letter that Linux gives a process, such as T for one that is stopped; "" where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -60,7 +60,7 @@ def who() -> int:
 
 
 def call_in(folder: Path, seconds: float, deadly: int = 0) -> int:
-    """Leave this process's id in `folder` and work for a while; die at the first `deadly` calls. How many there were."""
+    """Leave this process's id in `folder`, work for a while, die at the first `deadly` calls. How many there were."""
     (folder / str(os.getpid())).touch()
     time.sleep(seconds)
     calls = len(list(folder.iterdir()))

@@ -17,6 +17,7 @@ from submission.errors import UserError
 from submission.ladder import Ladder
 from submission.network import Network
 from tests.conftest import ROOT, noise_picture, untrained
+from tests.faults import children, wait_for
 from tests.training_kit import RECIPE, equal, run_all, session, weights
 from training.export import latents
 from training.ladder import Clock, LadderRun, run_name, train_ladder
@@ -49,25 +50,6 @@ def ladder(data: Path, run: Path, *more: object) -> subprocess.Popen[str]:
     arguments = [*map(str, command), "--no-tensorboard", *map(str, more)]
     pipe = subprocess.PIPE
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def children(parent: int) -> list[int]:
-    """Processes of a ladder that train: below the fork server, which is a child of `parent`."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            found[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    direct = {pid for pid, above in found.items() if above == parent}
-    return [pid for pid, above in found.items() if above in direct]
-
-
-def wait_for(condition: object, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
 
 
 def test_killed_jobs_end_with_the_weights_of_one_process(data: Path, tmp_path: Path) -> None:
