@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,7 +26,7 @@ def is_gone(pid: int) -> bool:
     return state(pid) in ("", "Z", "X")
 
 
-def assert_gone(pid: int, seconds: float = 10) -> None:
+def assert_gone(pid: int, seconds: float = 30) -> None:
     """It ends within `seconds`: on an idle machine it is two at most."""
     wait_for(lambda: is_gone(pid), seconds)
 
@@ -43,7 +44,7 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -59,6 +60,11 @@ def who() -> int:
     return os.getpid()
 
 
+def said(errors: str) -> list[str]:
+    """The notes and errors in what a command wrote to stderr, without the lines of its progress."""
+    return [line for line in errors.splitlines() if line.startswith(("note: ", "error: "))]
+
+
 def call_in(folder: Path, seconds: float, deadly: int = 0) -> int:
     """Leave this process's id in `folder`, work for a while, die at the first `deadly` calls. How many there were."""
     (folder / str(os.getpid())).touch()
@@ -72,6 +78,14 @@ def call_in(folder: Path, seconds: float, deadly: int = 0) -> int:
 def large(folder: Path) -> bytes:
     (folder / str(os.getpid())).touch()
     return bytes(10**7)
+
+
+def measure_slowly(task: Any) -> Any:
+    """As `ratecontrol.measure.measure`, but with time to be disturbed in."""
+    from ratecontrol import measure
+
+    time.sleep(1.0)
+    return measure.measure(task)
 
 
 def fail_with(error: Exception) -> None:

@@ -351,7 +351,7 @@ def test_termination_ends_the_command_that_measures(
     if stopped:
         os.kill(measure, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[1] == "error: interrupted\n"
+    assert process.communicate(timeout=120)[1] == "error: interrupted\n"
     assert process.returncode == 130
     assert_gone(measure)
 
@@ -364,12 +364,12 @@ def test_a_command_that_is_killed_or_stopped(
 ) -> None:
     process, measure = measuring
     os.kill(measure, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert_refused(Result(process.returncode, "", errors), f"measures {words}", "it goes on where it was")
     assert_gone(measure)
 
 
-def test_kill_ends_the_command_that_measures(measuring: tuple[subprocess.Popen[str], int]) -> None:
+def test_kill_ends_what_it_started(measuring: tuple[subprocess.Popen[str], int]) -> None:
     process, measure = measuring
     process.kill()
     assert_gone(measure)

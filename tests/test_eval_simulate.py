@@ -182,7 +182,7 @@ def decoding(make: Make, originals: Path, tmp_path: Path) -> Iterator[tuple[subp
 def test_a_decoder_that_is_stopped(decoding: tuple[subprocess.Popen[str], int]) -> None:
     process, decoder = decoding
     os.kill(decoder, signal.SIGSTOP)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert_refused(Result(process.returncode, "", errors), "the decoder was stopped and not continued for 3 s")
     assert_gone(decoder)
 
@@ -191,6 +191,6 @@ def test_a_decoder_that_is_stopped(decoding: tuple[subprocess.Popen[str], int]) 
 def test_a_decoder_ends_with_the_command(decoding: tuple[subprocess.Popen[str], int], number: signal.Signals) -> None:
     process, decoder = decoding
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert errors == ("" if number == signal.SIGKILL else "error: interrupted\n")
     assert_gone(decoder)

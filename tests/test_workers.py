@@ -207,7 +207,7 @@ def parent(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_workers_end_with_their_parent(parent: subprocess.Popen[str], tmp_path: Path, number: signal.Signals) -> None:
     """Also those that are stopped, and also of kill -9."""
     parent.send_signal(number)
-    _, errors = parent.communicate(timeout=30)
+    _, errors = parent.communicate(timeout=120)
     for pid in pids(tmp_path):
         assert_gone(pid)
     if number != signal.SIGKILL:
@@ -237,7 +237,7 @@ console.run(main)
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(number)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, errors) == (130, "error: interrupted\n")
