@@ -160,8 +160,12 @@ def _doubled(plane: Array) -> Array:
 
 def _run(program: str, *arguments: object, given: bytes = b"") -> bytes:
     command, pipe = [program, *map(str, arguments)], subprocess.PIPE
-    with watched(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=tied())) as process:
-        out, err = finish(process, Path(program).name, given)
+    with tempfile.TemporaryFile() as source:
+        source.write(given)
+        source.seek(0)
+        process = subprocess.Popen(command, stdin=source, stdout=pipe, stderr=pipe, preexec_fn=tied())
+    with watched(process):
+        out, err = finish(process, Path(program).name)
     if process.returncode:
         said = (err.strip() or out.strip()).decode(errors="replace") or how_it_ended(process.returncode)
         raise UserError(f"{Path(program).name} failed: {said.splitlines()[-1]}")

@@ -94,18 +94,17 @@ def kill_all() -> None:
         process.kill()
 
 
-def finish(process: subprocess.Popen[bytes], what: str, given: bytes | None = None) -> tuple[bytes, bytes]:
-    """Feed `process`, wait for its end and return its output, where stdout and stderr are pipes.
+def finish(process: subprocess.Popen[bytes], what: str) -> tuple[bytes, bytes]:
+    """Wait for the end of `process`, whose stdin is no pipe, and return its output, where stdout and stderr are pipes.
 
     UserError if it is stopped (SIGSTOP) and nobody continues it for PATIENCE.
     """
     silence = Silence()
     while True:
         try:
-            out, err = process.communicate(given, timeout=TICK)
+            out, err = process.communicate(timeout=TICK)
             return out or b"", err or b""
         except subprocess.TimeoutExpired:
-            given = None  # what is not written yet is kept
             check_not_stopped(process, what, silence)
 
 

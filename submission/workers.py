@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from submission import processes
 from submission.console import note
@@ -35,10 +35,7 @@ RETRIES = 2
 #: A worker whose parent is gone has so many seconds to save what it has.
 LAST_SECONDS = 60.0
 
-#: The largest job, in bytes: what any pipe takes at once, so that handing it over never waits for the worker.
-MOST_BYTES = 2**14
-
-#: Before each message of a worker: its length. A sign of life is a message of none.
+#: Before each message: its length. A sign of life is a message of none.
 _LENGTH = struct.Struct("<Q")
 
 Call = tuple[Callable[..., Any], tuple[Any, ...]]  #: an importable function and its arguments
@@ -57,8 +54,41 @@ class Job:
 class _Worker:
     job: Job
     process: subprocess.Popen[bytes]
+    #: What of its call the pipe has not taken yet, and what has come of its answer.
+    unsent: bytes = b""
     buffer: bytearray = field(default_factory=bytearray)
     silence: Silence = field(default_factory=Silence)
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def send(self) -> None:
+        """Write of its call what the pipe takes now."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a broken one is found when it is read
+            while self.unsent:
+                self.unsent = self.unsent[os.write(self.stdin.fileno(), self.unsent) :]
+
+    def receive(self) -> bool:
+        """Take in what it has sent; False at the end of its pipe."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(self.stdout.fileno(), 2**20):
+                self.buffer += chunk
+                self.silence.broken()
+            return False
+        return True
+
+    def end(self) -> None:
+        processes.kill(self.process)
+        for pipe in (self.stdin, self.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 class Pool:
@@ -81,15 +111,11 @@ class Pool:
         """Give `job` to a worker."""
         assert self.free > 0
         call = pickle.dumps(job.prepare())
-        assert len(call) <= MOST_BYTES, f"{job.name}: {len(call)} bytes"
         worker = self._idle.pop() if self._idle else _Worker(job, self._spawn())
-        worker.job = job
-        worker.silence.broken()
         self.busy.append(worker)
-        assert worker.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # killed already, which `poll` will find
-            worker.process.stdin.write(_LENGTH.pack(len(call)) + call)
-            worker.process.stdin.flush()
+        worker.job, worker.unsent = job, _LENGTH.pack(len(call)) + call
+        worker.silence.broken()
+        worker.send()
 
     def poll(self) -> list[tuple[Job, Any]]:
         """The jobs that have been answered meanwhile, with what they returned; waits for at most a tick.
@@ -99,7 +125,8 @@ class Pool:
         self._wait()
         answered = []
         for worker in list(self.busy):
-            open_end = self._read(worker)
+            worker.send()
+            open_end = worker.receive()
             if (answer := _take_answer(worker.buffer)) is not None:
                 self.busy.remove(worker)
                 self._keep(worker)
@@ -131,7 +158,7 @@ class Pool:
         for worker in every:
             worker.process.kill()
         for worker in every:
-            _end(worker)
+            worker.end()
         self.busy, self._idle = [], []
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -143,38 +170,30 @@ class Pool:
             stdout=subprocess.PIPE,
             env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
         )
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
         processes.register(process)
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
         return process
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
             for worker in self.busy:
-                assert worker.process.stdout is not None
-                selector.register(worker.process.stdout, selectors.EVENT_READ)
+                selector.register(worker.stdout, selectors.EVENT_READ)
+                if worker.unsent:
+                    selector.register(worker.stdin, selectors.EVENT_WRITE)
             selector.select(TICK)
-
-    def _read(self, worker: _Worker) -> bool:
-        """Take in what `worker` has sent; False at the end of its pipe."""
-        assert worker.process.stdout is not None
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(worker.process.stdout.fileno(), 2**20):
-                worker.buffer += chunk
-                worker.silence.broken()
-            return False
-        return True
 
     def _keep(self, worker: _Worker) -> None:
         if self.fresh:
-            _end(worker)
+            worker.end()
         else:
             self._idle.append(worker)
 
     def _replace(self, worker: _Worker, why: str) -> None:
         """Give the job of a worker that is lost to another; UserError if it has lost too many."""
         self.busy.remove(worker)
-        _end(worker)
+        worker.end()
         job = worker.job
         job.lost += 1
         if job.lost > RETRIES:
@@ -184,14 +203,6 @@ class Pool:
             )
         note(f"{job.name}: its worker {why}; another one takes over")
         self.start(job)
-
-
-def _end(worker: _Worker) -> None:
-    processes.kill(worker.process)
-    for pipe in (worker.process.stdin, worker.process.stdout):
-        with contextlib.suppress(OSError):
-            assert pipe is not None
-            pipe.close()
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:

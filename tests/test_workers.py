@@ -59,6 +59,13 @@ def test_workers_take_job_after_job_or_are_fresh() -> None:
         assert len(set(answers(running, job(who), job(who)))) == 2
 
 
+def test_calls_and_answers_are_of_any_size() -> None:
+    """More than a pipe holds, both ways, also before the worker has started to read."""
+    data = os.urandom(10**6)
+    with pool(2) as running:
+        assert answers(running, *(job(bytes, data) for _ in range(4))) == [data] * 4
+
+
 def test_errors_come_back() -> None:
     with pool() as running:
         with pytest.raises(UserError, match="the disk is full"):
