@@ -23,7 +23,68 @@ LONGEST_LOOK = 2 * TICK
 _PR_SET_PDEATHSIG = 1  #: of Linux's prctl(2)
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
-_running: dict[int, subprocess.Popen[bytes]] = {}
+
+class Child:
+    """Another Python, which runs `code`, with a pipe each to its stdin and from its stdout that never block.
+
+    Nothing is waited for, not even its start. `subprocess.Popen` returns when the new process has got its own program,
+    and one that is stopped before that has the caller wait, deaf to signals.
+    """
+
+    def __init__(self, code: str, arguments: list[str], environment: dict[str, str]) -> None:
+        command = [sys.executable, "-c", code, *arguments]
+        its_stdin, self.stdin = os.pipe()
+        self.stdout, its_stdout = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                signal.set_wakeup_fd(-1)
+                tie(signal.SIGCONT)  # one that is stopped when we die goes on, and finds itself alone
+                os.dup2(its_stdin, 0)
+                os.dup2(its_stdout, 1)
+                os.execve(sys.executable, command, environment)
+            finally:
+                os._exit(127)
+        for descriptor in (its_stdin, its_stdout):
+            os.close(descriptor)
+        for descriptor in (self.stdin, self.stdout):
+            os.set_blocking(descriptor, False)
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal, once it has ended."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # of one whose parent was told to ignore its children's ends
+                pid, status = self.pid, 0
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, seconds: float) -> int | None:
+        """As `poll`, after its end or `seconds`."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it at once."""
+        kill(self)
+        os.close(self.stdin)
+        os.close(self.stdout)
+
+
+Process = subprocess.Popen[bytes] | Child
+
+_running: dict[int, Process] = {}  #: by process id
 
 
 class Silence:
@@ -61,7 +122,7 @@ def tied() -> Callable[[], None]:
     return before_exec
 
 
-def register(process: subprocess.Popen[bytes]) -> None:
+def register(process: Process) -> None:
     """Have `process` killed where the command is cut off."""
     _running[process.pid] = process
 
@@ -80,7 +141,7 @@ def watched(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes
                     pipe.close()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Process) -> None:
     """End `process`, stopped or not."""
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):  # the system keeps one that waits for a dead disk

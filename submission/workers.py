@@ -12,19 +12,18 @@ import pickle
 import selectors
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from submission import processes
 from submission.console import note
 from submission.errors import UserError
-from submission.processes import TICK, Silence
+from submission.processes import TICK, Child, Silence
 
 #: Seconds between signs of life, far below the patience of who listens.
 BEAT = 0.5
@@ -53,42 +52,26 @@ class Job:
 @dataclass(eq=False)
 class _Worker:
     job: Job
-    process: subprocess.Popen[bytes]
+    process: Child
     #: What of its call the pipe has not taken yet, and what has come of its answer.
     unsent: bytes = b""
     buffer: bytearray = field(default_factory=bytearray)
     silence: Silence = field(default_factory=Silence)
 
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        assert self.process.stdout is not None
-        return self.process.stdout
-
     def send(self) -> None:
         """Write of its call what the pipe takes now."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # a broken one is found when it is read
             while self.unsent:
-                self.unsent = self.unsent[os.write(self.stdin.fileno(), self.unsent) :]
+                self.unsent = self.unsent[os.write(self.process.stdin, self.unsent) :]
 
     def receive(self) -> bool:
         """Take in what it has sent; False at the end of its pipe."""
         with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(self.stdout.fileno(), 2**20):
+            while chunk := os.read(self.process.stdout, 2**20):
                 self.buffer += chunk
                 self.silence.broken()
             return False
         return True
-
-    def end(self) -> None:
-        processes.kill(self.process)
-        for pipe in (self.stdin, self.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
 
 
 class Pool:
@@ -144,7 +127,7 @@ class Pool:
     def terminate(self) -> None:
         """Ask all that are at work to save and end, as training does after a SIGTERM; those that are stopped, too."""
         for worker in self.busy:
-            worker.process.terminate()
+            worker.process.send_signal(signal.SIGTERM)
             worker.process.send_signal(signal.SIGCONT)
 
     @property
@@ -158,42 +141,35 @@ class Pool:
         for worker in every:
             worker.process.kill()
         for worker in every:
-            worker.end()
+            worker.process.close()
         self.busy, self._idle = [], []
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Child:
         """A new worker, which imports what we would, and shares our terminal: Ctrl-Z and `fg` mean it as well."""
         code = f"import sys; sys.path[:] = {sys.path!r}; from submission.workers import serve; serve()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *sys.orig_argv[1:]],  # so that ps and pkill -f know whose it is
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-        )
-        processes.register(process)
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
-        return process
+        ours = sys.orig_argv[1:]  # so that ps and pkill -f know whose it is
+        worker = Child(code, ours, {**os.environ, "OMP_NUM_THREADS": str(self.threads)})
+        processes.register(worker)
+        return worker
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
             for worker in self.busy:
-                selector.register(worker.stdout, selectors.EVENT_READ)
+                selector.register(worker.process.stdout, selectors.EVENT_READ)
                 if worker.unsent:
-                    selector.register(worker.stdin, selectors.EVENT_WRITE)
+                    selector.register(worker.process.stdin, selectors.EVENT_WRITE)
             selector.select(TICK)
 
     def _keep(self, worker: _Worker) -> None:
         if self.fresh:
-            worker.end()
+            worker.process.close()
         else:
             self._idle.append(worker)
 
     def _replace(self, worker: _Worker, why: str) -> None:
         """Give the job of a worker that is lost to another; UserError if it has lost too many."""
         self.busy.remove(worker)
-        worker.end()
+        worker.process.close()
         job = worker.job
         job.lost += 1
         if job.lost > RETRIES:
@@ -205,10 +181,8 @@ class Pool:
         self.start(job)
 
 
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(1.0)
-    code = process.returncode
+def _how_it_ended(process: Child) -> str:
+    code = process.wait(1.0)
     return "closed its pipe" if code is None else processes.how_it_ended(code)
 
 
@@ -230,7 +204,6 @@ def _take_answer(buffer: bytearray) -> tuple[bool, Any] | None:
 def serve() -> None:
     """What a worker does until its parent is gone: answer one call after the other from stdin on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which decides what becomes of us
-    processes.tie(signal.SIGCONT)  # one that is stopped when its parent dies goes on, and finds itself alone
     calls, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     with open(os.devnull) as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)

@@ -126,6 +126,20 @@ def test_an_answer_that_stops_in_the_middle(tmp_path: Path) -> None:
         assert_gone(first)
 
 
+def test_a_worker_that_is_stopped_before_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two system calls that start a program."""
+
+    def stop_once(*_: object) -> None:
+        if not pids(tmp_path):
+            (tmp_path / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    monkeypatch.setattr(processes, "tie", stop_once)
+    with pool() as running:
+        assert answers(running, job(square, 3)) == [9]
+    assert_gone(pids(tmp_path)[0])
+
+
 @pytest.mark.parametrize("slow_starts", [1, 99])
 def test_a_start_that_takes_longer_than_they_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow_starts: int
