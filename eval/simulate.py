@@ -26,7 +26,7 @@ from ratecontrol.budget import byte_cap, parse_bpp
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images
-from submission.processes import Silence, check_not_stopped, kill, register, tied
+from submission.processes import Silence, check_not_stopped, finish, kill, register, tied, watched
 
 CORES = 2
 MEMORY_BYTES = 12 * 1000**3
@@ -85,10 +85,13 @@ def decoded(submission: Path, originals: Path, seconds: float = TIME_SECONDS) ->
 def isolation() -> list[str]:
     """The command prefix that shuts a process off from the network and lets it hide files; empty if not allowed."""
     prefix = ["unshare", "--map-root-user", "--net", "--mount"]
+    command, pipe = [*prefix, "sh", "-c", "mount --bind /dev/null /dev/null"], subprocess.PIPE
     try:
-        probe = subprocess.run([*prefix, "sh", "-c", "mount --bind /dev/null /dev/null"], capture_output=True)
+        probe = subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=tied())
     except FileNotFoundError:
         return []
+    with watched(probe):
+        finish(probe, prefix[0])
     return prefix if probe.returncode == 0 else []
 
 

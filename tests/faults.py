@@ -84,7 +84,7 @@ def measure_slowly(task: Any) -> Any:
     """As `ratecontrol.measure.measure`, but with time to be disturbed in."""
     from ratecontrol import measure
 
-    time.sleep(1.0)
+    time.sleep(0.7)
     return measure.measure(task)
 
 

@@ -36,7 +36,7 @@ def test_a_table_survives_everything(tmp_path: Path, pictures: Path, ladder_fold
     table, whole = tmp_path / "table.csv", tmp_path / "whole.csv"
     script = (
         "from ratecontrol import measure; from submission import console, processes; from tests import faults;"
-        "processes.PATIENCE = 8; measure.measure = faults.measure_slowly; console.run(measure.main)"
+        "processes.PATIENCE = 6; measure.measure = faults.measure_slowly; console.run(measure.main)"
     )
 
     def start() -> subprocess.Popen[str]:

@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ladder(data: Path, run: Path, *more: object) -> subprocess.Popen[str]:
     """`python -m training.ladder`, which waits less long for the silent than usual."""
     script = (
-        "from submission import console, processes; from training import ladder; processes.PATIENCE = 12;"
+        "from submission import console, processes; from training import ladder; processes.PATIENCE = 8;"
         "console.run(ladder.main)"
     )
     command = [sys.executable, "-c", script, "--preset", "tiny", "--data", data, "--run", run]
