@@ -19,7 +19,7 @@ T = TypeVar("T")
 QUIET_SECONDS = 1.0
 
 #: Seconds in which a command ends by itself after Ctrl-C or SIGTERM; then it is cut off.
-GOODBYE = 1.5
+GOODBYE = 1.3
 
 #: What the system says when a disk, or what a user may have of it, is full.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,8 +36,13 @@ def run(main: Callable[[], int]) -> None:
     # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     said = threading.Event()
-    with _cut_off(said):
+    with _cut_off(said) as called:
         code = _exit_code(main, said)
+    if called.is_set():  # Python's own end takes a second with all the libraries that there are
+        processes.kill_all()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -65,11 +70,11 @@ def _exit_code(main: Callable[[], int], said: threading.Event) -> int:
 
 
 @contextlib.contextmanager
-def _cut_off(said: threading.Event) -> Iterator[None]:
+def _cut_off(said: threading.Event) -> Iterator[threading.Event]:
     """Leave the process GOODBYE after SIGINT or SIGTERM, with all that it started, whatever holds it up.
 
     A library's call may take longer than that, and so may the threads that Python waits for at the end. A main that
-    saves its work first has the time that it needs (`patient`).
+    saves its work first has the time that it needs (`patient`). Yields whether there was a signal.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -80,8 +85,10 @@ def _cut_off(said: threading.Event) -> Iterator[None]:
             if number[0] in (signal.SIGINT, signal.SIGTERM):
                 called.set()
                 time.sleep(GOODBYE)
-                if not said.is_set():
-                    fail("interrupted")
+                if not said.is_set():  # by a thread of its own, since whoever should read it may not
+                    words = threading.Thread(target=fail, args=("interrupted",), daemon=True)
+                    words.start()
+                    words.join(0.1)
                 processes.kill_all()
                 os._exit(130)
         os.close(reader)
@@ -89,7 +96,7 @@ def _cut_off(said: threading.Event) -> Iterator[None]:
     threading.Thread(target=watch, daemon=True).start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        yield
+        yield called
     finally:
         if not called.is_set():
             signal.set_wakeup_fd(before)

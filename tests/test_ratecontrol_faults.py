@@ -46,7 +46,8 @@ def test_a_table_survives_everything(tmp_path: Path, pictures: Path, ladder_fold
     def disturb(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, list[str]]:
         """Stop a worker and then send `number` to the command; its exit code and what it said."""
         before = len(rows(table))
-        wait_for(lambda: len(rows(table)) > before and children(process.pid))
+        wait_for(lambda: process.poll() is not None or (len(rows(table)) > before and children(process.pid)))
+        assert process.poll() is None, process.communicate()
         every = children(process.pid)
         os.kill(every[0], signal.SIGSTOP)
         process.send_signal(number)

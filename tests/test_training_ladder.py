@@ -64,8 +64,9 @@ def test_killed_jobs_end_with_the_weights_of_one_process(data: Path, tmp_path: P
     run = tmp_path / "run"
 
     def disturb(process: subprocess.Popen[str], until: Path, number: signal.Signals) -> list[str]:
-        """Once `until` is there stop a worker and send `number` to the command, which all ends; what it said."""
-        wait_for(until.exists)
+        """Once `until` is there, stop a worker and send `number` to the command, which all ends; what it said."""
+        wait_for(lambda: process.poll() is not None or (until.exists() and children(process.pid)))
+        assert process.poll() is None, process.communicate()
         every = children(process.pid)
         os.kill(every[0], signal.SIGSTOP)
         process.send_signal(number)

@@ -13,11 +13,10 @@ import torch
 from submission import console
 from submission.errors import UserError
 from submission.workers import LAST_SECONDS, Call, Job, Pool
-from training.loop import stop_gracefully
 from training.plan import Key, Task, ready
 
-#: Seconds in which tasks may save after Ctrl-C or SIGTERM: a second later everything has ended.
-GRACE = 1.0
+#: Seconds in which tasks may save after Ctrl-C or SIGTERM, before `console` cuts everything off.
+GRACE = 0.9
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,26 @@ def run_side_by_side(pending: list[Task], jobs: int, launch: Launch, tick: Tick)
 
         return Job(str(task), prepare)
 
-    with stop_gracefully() as stopping:
-        try:
-            while (waiting or running) and not stopping.requested:
-                for task in ready(waiting, missing, pool.free):
-                    waiting.remove(task)
-                    job = job_of(task)
-                    running[job] = task
-                    pool.start(job)
-                for job, _ in pool.poll():
-                    missing.discard(running.pop(job).key)
-                tick(list(running.values()), missing)
-        finally:
-            pool.terminate()
-            asked = time.monotonic()
-            while pool.alive and time.monotonic() - asked < (GRACE if stopping.requested else LAST_SECONDS):
-                time.sleep(0.05)
-            pool.close()
-        if stopping.requested:
-            raise KeyboardInterrupt
+    seconds = LAST_SECONDS
+    try:
+        while waiting or running:
+            for task in ready(waiting, missing, pool.free):
+                waiting.remove(task)
+                job = job_of(task)
+                running[job] = task
+                pool.start(job)
+            for job, _ in pool.poll():
+                missing.discard(running.pop(job).key)
+            tick(list(running.values()), missing)
+    except KeyboardInterrupt:
+        seconds = GRACE
+        raise
+    finally:
+        pool.terminate()
+        asked = time.monotonic()
+        while pool.alive and time.monotonic() - asked < seconds:
+            time.sleep(0.02)
+        pool.close()
 
 
 def _run_logged(name: str, log: Path, target: Callable[..., object], arguments: tuple[object, ...]) -> None:
