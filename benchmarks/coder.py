@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 
 from benchmarks.decoder import repeated_stream
-from submission import bitstream, coder_constriction, coder_python, entropy_coding
+from submission import bitstream, coder_constriction, coder_python, latent_coding
 from submission.codec import Codec, _latent_size
 from submission.console import run
 from submission.files import read_image
@@ -41,7 +41,7 @@ def use(module: ModuleType, clock: Clock) -> None:
     for name in ("Encoder", "Decoder"):
         side = getattr(module, name)
         methods = {method: clock.wrap(getattr(side, method)) for method in ("code", "code_alike")}
-        setattr(entropy_coding, name, type(name, (side,), methods))
+        setattr(latent_coding, name, type(name, (side,), methods))
 
 
 def compare(codec: Codec, stream: bytes, repeats: int) -> None:

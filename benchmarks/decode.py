@@ -5,6 +5,7 @@ so that a picture takes about 0.3 bits per pixel, the highest of the three caps.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import time
@@ -19,16 +20,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from ratecontrol.table import write_table
-from submission import entropy_coding, integer
+from submission import entropy_coding, integer, latent_coding, mixture, sliced_coding
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
 from submission.console import run
 from submission.entropy_coding import EntropyCoder, Positions
 from submission.entropy_model import EntropyModel, FactorizedPrior
+from submission.errors import UserError
 from submission.integer import Int32
 from submission.ladder import Ladder
+from submission.latent_coding import LatentCoder
 from submission.mixture import Rows
 from submission.network import Network
+from submission.parts import entropy_model, synthesis_halo
+from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
 from submission.tiles import post_filter, synthesize
 from training.export import export_tensors
 
@@ -60,20 +65,37 @@ def random_codec(preset: str) -> Codec:
     torch.manual_seed(0)
     config = PRESETS[preset]
     network = Network(config)
-    size = config.M // config.groups
     network.entropy_model.prior = FactorizedPrior(config.N, init_scale=0.2)
     with torch.no_grad():
-        network.g_a[-2].weight.mul_(3)
-        for estimator in network.entropy_model.estimators:
-            last = estimator.head[-1]
-            last.weight.mul_(0.1)
-            scales = torch.linspace(-5, -0.6, size)
-            for k in range(config.mixtures):
-                last.bias[(3 * k + 1) * size : (3 * k + 2) * size] = 0.0
-                last.bias[(3 * k + 2) * size : (3 * k + 3) * size] = scales
+        downs = [m for m in network.g_a.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+        downs[-1].weight.mul_(3)
+        spread_scales(network.entropy_model)
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (2, 24, 24, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
     return Codec(config, export_tensors(network, crops), 0, 0)
+
+
+def spread_scales(model: EntropyModel | SlicedModel) -> None:
+    """Give the Gaussians small means, and log2 scales from -5 to -0.6 over the channels of a group, or of y."""
+    config = model.config
+    scales = torch.linspace(-5, -0.6, config.M // config.groups)
+    zeros = torch.zeros_like(scales)
+    if isinstance(model, EntropyModel):
+        for estimator in model.estimators:
+            last = estimator.head[-1]
+            last.weight.mul_(0.1)
+            per_gaussian = last.bias.view(config.mixtures, -1, len(scales))  # weight (if a mixture), mean, scale
+            per_gaussian[:, -2:] = torch.stack([zeros, scales])
+        return
+    for span, part in zip(model.spans, model.slices, strict=True):
+        if isinstance(part, ChannelSlice):
+            layers, biases = [part.mean[-1], part.scale[-1]], [zeros[span], scales[span]]
+        else:
+            layers = [part.aggregate[-1] if isinstance(part, SpaceChannelSlice) else model.h_s[-1]]
+            biases = [torch.cat([zeros[span], scales[span]])]
+        for layer, bias in zip(layers, biases, strict=True):
+            layer.weight.mul_(0.1)
+            layer.bias.copy_(bias)
 
 
 class Sampler:
@@ -91,7 +113,7 @@ class Sampler:
         return self.code(np.repeat(row[None], count, 0), None)
 
 
-def sampled_stream(entropy: EntropyCoder, size: tuple[int, int]) -> bytes:
+def sampled_stream(entropy: LatentCoder, size: tuple[int, int]) -> bytes:
     """Entropy-coded latents that the model itself considers likely."""
     return entropy.encode(*entropy._code(Sampler(), size, None, None))[0]
 
@@ -107,7 +129,7 @@ def seconds_by_position(config: ModelConfig, size: tuple[int, int]) -> float:
     floating-point network, K Gaussians at 33 values for every latent, one call of the coder a position."""
     import constriction  # our own coder takes integer weights alone
 
-    model = EntropyModel(config).eval()
+    model = entropy_model(config).eval()
     m, k, group = config.M, config.mixtures, config.M // config.groups
     masked = [(c.conv.weight * c.mask, c.conv.bias) for c in model.contexts]
     hyper = torch.zeros(1, 2 * m, *size)
@@ -166,7 +188,15 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     rows: list[dict[str, object]] = []
 
     def row(stage: str, seconds: float, note: str = "") -> None:
-        rows.append({"picture": f"{width}x{height}", "stage": stage, "seconds": round(seconds, 4), "note": note})
+        rows.append(
+            {
+                "preset": codec.config.name,
+                "picture": f"{width}x{height}",
+                "stage": stage,
+                "seconds": round(seconds, 4),
+                "note": note,
+            }
+        )
 
     torch.set_num_threads(threads)
     y_hat, z_hat = entropy.decode(data, size)  # warm up
@@ -174,21 +204,18 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     encode_seconds = min(_timed(lambda: entropy.encode(y_hat, z_hat)) for _ in range(3))
 
     clock = Clock()
-    names = ("product", "code_symbols")
-    before = {name: getattr(entropy_coding, name) for name in names}
-    finish, coder = integer.Linear.finish, entropy_coding.Decoder.code
-    for name in names:
-        setattr(entropy_coding, name, clock.wrap(name, before[name]))
-    integer.product = clock.wrap("product", before["product"])
+    product, finish, coder = integer.product, integer.Linear.finish, latent_coding.Decoder.code
+    integer.product = entropy_coding.product = clock.wrap("product", product)
     integer.Linear.finish = clock.wrap("finish", finish)  # type: ignore[method-assign]
-    entropy_coding.Decoder.code = clock.wrap("coder", coder)  # type: ignore[method-assign]
+    latent_coding.Decoder.code = clock.wrap("coder", coder)  # type: ignore[method-assign]
+    entropy_coding.code_symbols = sliced_coding.code_symbols = clock.wrap("code_symbols", mixture.code_symbols)
     with clock.of("h_s"):
         entropy.hyper_features(z_hat)
     clock.seconds = {"h_s": clock.seconds["h_s"]}
     entropy.decode(data, size)
-    entropy_coding.product = integer.product = before["product"]
-    entropy_coding.code_symbols = before["code_symbols"]
-    integer.Linear.finish, entropy_coding.Decoder.code = finish, coder  # type: ignore[method-assign]
+    integer.product = entropy_coding.product = product
+    integer.Linear.finish, latent_coding.Decoder.code = finish, coder  # type: ignore[method-assign]
+    entropy_coding.code_symbols = sliced_coding.code_symbols = mixture.code_symbols
 
     row("  of which integer products", clock.seconds["product"])
     row("  of which shift and clamp", clock.seconds["finish"])
@@ -196,9 +223,10 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     row("  of which range coder", clock.seconds["coder"])
     row("  of which h_s (in the two first)", clock.seconds["h_s"])
     bpp = 8 * len(data) / (width * height)
-    row("entropy decoding", entropy_seconds, f"{bpp:.3f} bpp, {np.mean(y_hat != 0):.1%} not zero")
+    zeros = f", {np.mean(y_hat != 0):.1%} not zero" if entropy.unit == 1 else ""
+    row("entropy decoding", entropy_seconds, f"{bpp:.3f} bpp{zeros}")
     row("entropy encoding", encode_seconds)
-    if reference:
+    if reference and isinstance(entropy, EntropyCoder):
         wavefronts = entropy_coding.wavefronts
         entropy_coding.wavefronts = raster
         single = entropy.encode(y_hat, z_hat)[0]
@@ -209,11 +237,15 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
         row("the usual loop in floating point", seconds, f"{seconds / entropy_seconds:.1f} times slower")
 
     gemm = gemm_rate()
-    y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+    y = (
+        torch.from_numpy(entropy.dequantize(y_hat, z_hat))
+        .permute(2, 0, 1)[None]
+        .contiguous(memory_format=torch.channels_last)
+    )
     small = y[:, :, :8, :8]
     area = y.shape[2] * y.shape[3] / 64
-    x_hat = synthesize(codec.transforms.g_s, y)
-    seconds = min(_timed(lambda: synthesize(codec.transforms.g_s, y)) for _ in range(2))
+    x_hat = synthesize(codec.transforms.g_s, y, synthesis_halo(codec.config))
+    seconds = min(_timed(lambda: synthesize(codec.transforms.g_s, y, synthesis_halo(codec.config))) for _ in range(2))
     rate = operations(codec.transforms.g_s, small) * area / seconds / 1e9
     row("g_s", seconds, f"{rate:.0f} GFLOP/s of {gemm:.0f} that a plain product reaches")
     total = entropy_seconds + seconds
@@ -240,19 +272,30 @@ def main() -> int:
         prog="python -m benchmarks.decode",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.decode -o decode.csv",
+        epilog="example: python -m benchmarks.decode --preset base charm-zero elic-zero -o decode.csv",
     )
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="default: %(default)s")
     parser.add_argument("--weights", help="a ladder, instead of random weights")
     parser.add_argument("--quality", type=int, default=2, help="model of that ladder (default: %(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, default="base", help="random model (default: %(default)s)")
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        metavar="NAME",
+        default=["base"],
+        help=f"random models: {', '.join(PRESETS)} (default: base)",
+    )
     parser.add_argument("--reference", action="store_true", help="also code position by position (slow)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, help="CSV file for the table")
     options = parser.parse_args()
     table: list[dict[str, object]] = []
-    for size in options.sizes:  # a process each, so that memory is that of one picture
-        task = (size, options.weights, options.quality, options.preset, options.reference, options.threads)
+    if unknown := [name for name in options.preset if name not in PRESETS]:
+        raise UserError(f"--preset {unknown[0]}: there are {', '.join(PRESETS)}")
+    for preset, size in itertools.product(options.preset, options.sizes):
+        if len(options.preset) > 1 and size == options.sizes[0]:
+            print(preset, flush=True)
+        # a process each, so that memory is that of one picture
+        task = (size, options.weights, options.quality, preset, options.reference, options.threads)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows = pool.apply(_worker, (task,))
         for r in rows:

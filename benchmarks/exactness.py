@@ -13,12 +13,22 @@ from submission.bitstream import HEADER_BYTES
 from submission.codec import Codec
 from submission.config import ModelConfig
 from submission.console import progress, run
-from submission.files import list_images, read_image
+from submission.files import Picture, list_images, read_image
 from submission.network import Network
 from training.checkpoint import load_checkpoint
 from training.export import export_tensors, newest_stage
 from training.loss import rate
 from training.stage import CALIBRATION
+from training.zero_centre import rounded
+
+
+@torch.inference_mode()
+def estimated_bytes(network: Network, codec: Codec, picture: Picture) -> float:
+    """What the floating-point network thinks that `picture` takes, for latents as its own `codec` quantises them."""
+    y, z = codec.continuous_latents(picture)
+    z_hat = torch.from_numpy(z).permute(2, 0, 1)[None].float()
+    y_hat = rounded(network, y / codec.entropy.unit, z_hat)
+    return sum(float(rate(part, 8)) for part in network.entropy_model(y_hat, z_hat, 1e-6))
 
 
 def main() -> int:
@@ -42,9 +52,7 @@ def main() -> int:
         codec = Codec(network.config, export_tensors(network, np.load(folder / CALIBRATION)), 0, 0)
         estimated = real = 0.0
         for picture in progress(pictures, f"lambda {state['lmbda']:g}"):
-            y, z = (torch.from_numpy(v).permute(2, 0, 1)[None].float() for v in codec.latents(picture))
-            with torch.inference_mode():
-                estimated += sum(float(rate(part, 8)) for part in network.entropy_model(y, z, 1e-6))
+            estimated += estimated_bytes(network, codec, picture)
             real += len(codec.compress(picture))
         pixels = sum(p.shape[0] * p.shape[1] for p in pictures)
         row = {

@@ -70,25 +70,27 @@ def main() -> int:
         epilog="example: python -m benchmarks.fuzz --cases 100000",
     )
     parser.add_argument("--cases", type=int, default=2000, help="default: %(default)s")
-    parser.add_argument("--weights", type=Path, help="default: a ladder of tiny untrained models")
+    parser.add_argument("--weights", type=Path, help="a ladder (default: tiny untrained models of every network)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         if options.weights is None:
-            from tests.conftest import make_ladder
+            from tests.conftest import make_ladder, make_networks
 
-            folder = make_ladder(Path(temporary) / "weights")
+            folders = [make_ladder(Path(temporary) / "weights"), make_networks(Path(temporary) / "networks")]
         else:
-            folder = options.weights
-        codec = Ladder.load(folder).codec(0)
+            folders = [options.weights]
+        ladders = [Ladder.load(folder) for folder in folders]
+        codecs = [ladder.codec(quality) for ladder in ladders for quality in ladder.qualities]
     sources = []
-    for height, width in ((16, 16), (64, 64), (70, 40), (130, 100)):
-        encoded = codec.encode(picture(rng, height, width))
-        sources.append((encoded.stream, encoded.reconstruction))
+    for codec in codecs:
+        for height, width in ((16, 16), (64, 64), (70, 40), (130, 100)):
+            encoded = codec.encode(picture(rng, height, width))
+            sources.append((codec, encoded.stream, encoded.reconstruction))
     ends: Counter[tuple[str, str]] = Counter()
     for _ in progress(range(options.cases), "fuzzing"):
-        stream, right = sources[rng.integers(len(sources))]
+        codec, stream, right = sources[rng.integers(len(sources))]
         kind, data = damaged(rng, stream)
         ends[kind, attempt(codec, data, right)] += 1
     for (kind, end), count in sorted(ends.items()):

@@ -25,7 +25,7 @@ import torch
 
 from eval.metrics import ms_ssim, squared_error
 from ratecontrol.parallel import Workers, compute
-from ratecontrol.refine import refine
+from ratecontrol.refine import check_refinable, refine
 from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
 from submission.codec import Encoded
 from submission.console import Progress, progress, run
@@ -336,6 +336,8 @@ def main() -> int:
     qualities = parse_qualities(options.qualities, ladder)
     choices = [Choice(quality) for quality in qualities]
     if options.refine:
+        for quality in qualities:
+            check_refinable(ladder, quality)
         choices += [Choice(quality, options.refine, factor) for quality in qualities for factor in factors]
     paths = list_images(options.inputs)
     hashes = hash_pictures(paths, options.skip_bad)

@@ -25,9 +25,12 @@ from torch.nn import functional as F
 
 from ratecontrol.surrogate import MSSSIM, Rate
 from submission.codec import Codec
-from submission.config import PAD
-from submission.entropy_coding import STEP_BITS, Latents
+from submission.config import PAD, ModelConfig
+from submission.entropy_coding import EntropyCoder
+from submission.errors import UserError
 from submission.files import Picture
+from submission.ladder import Ladder
+from submission.latent_coding import STEP_BITS, Latents
 from submission.tiles import tiles
 
 #: Larger pictures are refined in blocks of at most this many units of 64 pixels a side, each on its own, to bound the
@@ -72,6 +75,7 @@ class Objective:
         self.height, self.width = picture.shape[:2]
         self.weight = lmbda * self.height * self.width
         self.similarity = MSSSIM(x)
+        assert isinstance(codec.entropy, EntropyCoder)
         self.rate = Rate(codec.config, codec.entropy).to(device)
         self.transforms = codec.transforms if device.type == "cpu" else copy.deepcopy(codec.transforms).to(device)
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
@@ -207,6 +211,16 @@ def blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 def times(span: slice, factor: int) -> slice:
     return slice(span.start * factor, span.stop * factor)
+
+
+def check_refinable(ladder: Ladder, quality: int) -> None:
+    """UserError unless this model of the ladder is one whose encodings can be refined."""
+    entry = ladder.models[quality]
+    config = ModelConfig.from_json(entry["config"])
+    if config.entropy != "mixture" or config.transforms != "cheng":
+        raise UserError(f"--refine: model {quality} is {config.name}; refinement knows only cheng with mixtures")
+    if entry.get("metric", "ms-ssim") != "ms-ssim":
+        raise UserError(f"--refine: model {quality} was trained for MSE; refinement lowers R + lambda (1 - MS-SSIM)")
 
 
 def refine(codec: Codec, picture: Picture, lmbda: float, steps: int, device: torch.device) -> tuple[Latents, Latents]:

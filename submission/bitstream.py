@@ -3,8 +3,8 @@
 import binascii
 from dataclasses import dataclass
 
-from submission.entropy_coding import Latents
 from submission.errors import BitstreamError
+from submission.latent_coding import Latents
 
 #: Any change of the bytes made from the same picture and weights is a new version.
 VERSION = 1
@@ -39,9 +39,11 @@ class Header:
     latents_check: int
 
 
-def latents_check(y_hat: Latents, z_hat: Latents) -> int:
-    """CRC-16/XMODEM of z_hat and y_hat as signed bytes, in memory order [h, w, channels]."""
-    return binascii.crc_hqx(y_hat.astype("i1").tobytes(), binascii.crc_hqx(z_hat.astype("i1").tobytes(), 0))
+def latents_check(y_hat: Latents, z_hat: Latents, unit: int = 1) -> int:
+    """CRC-16/XMODEM of z_hat and y_hat in memory order [h, w, channels]: signed bytes, or for a y_hat in steps of 1/64
+    (`unit`) signed 16-bit integers, the low byte first."""
+    y_bytes = y_hat.astype("i1" if unit == 1 else "<i2").tobytes()
+    return binascii.crc_hqx(y_bytes, binascii.crc_hqx(z_hat.astype("i1").tobytes(), 0))
 
 
 def _stream_check(head: bytes, payload: bytes) -> int:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from submission import bitstream
 from submission.config import PAD, ModelConfig
-from submission.entropy_coding import STEP_BITS, EntropyCoder, Latents, Tensors, YHat
 from submission.errors import BitstreamError, ImageError, WeightsError
 from submission.files import MAX_PIXELS, MAX_SIDE, Picture
 from submission.grdn import GRDN
+from submission.latent_coding import STEP_BITS, Latents, Tensors, YHat
+from submission.parts import analysis, entropy_coder, hyper_analysis, synthesis, synthesis_halo
 from submission.tiles import post_filter, synthesize
-from submission.transforms import analysis, hyper_analysis, synthesis
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Codec:
     """Compresses and decompresses with one model. Rate is 8 * len(stream) / (H * W) of true pixels."""
 
     def __init__(self, config: ModelConfig, tensors: Tensors, quality: int, model: int) -> None:
-        """`tensors` of a model file: transforms in half precision, the rest as `EntropyCoder` takes it.
+        """`tensors` of a model file: transforms in half precision, the rest as `LatentCoder` takes it.
 
         `model` is the tag that streams carry, so that a stream of other weights is recognised.
         """
@@ -55,7 +55,7 @@ class Codec:
         self.transforms.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
         prefix = "entropy."
         entropy = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        self.entropy = EntropyCoder(config, entropy)
+        self.entropy = entropy_coder(config, entropy)
 
     def compress(self, image: Picture) -> bytes:
         """uint8 [H, W, 3] -> stream."""
@@ -70,7 +70,7 @@ class Codec:
         if header.height * header.width > MAX_PIXELS:
             raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
         symbols, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
-        if bitstream.latents_check(symbols, z_hat) != header.latents_check:
+        if bitstream.latents_check(symbols, z_hat, self.entropy.unit) != header.latents_check:
             raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
         return self._reconstruct(self.entropy.dequantize(symbols, z_hat), header.height, header.width)
 
@@ -80,12 +80,12 @@ class Codec:
         return self.encode_latents(*self.latents(image), *image.shape[:2])
 
     def encode_latents(self, y: Latents, z: Latents, height: int, width: int) -> Encoded:
-        """`encode` a picture of this size with symbols y [h, w, M] and z [h/4, w/4, N] found elsewhere."""
+        """`encode` a picture of this size with latents y [h, w, M] and z [h/4, w/4, N] found elsewhere."""
         stream, y_hat = self._write(y, z, height, width)
         return Encoded(stream, self._reconstruct(y_hat, height, width))
 
     def latents(self, image: Picture) -> tuple[Latents, Latents]:
-        """Symbols of y [h, w, M] (y over its quantisation step, rounded) and of z [h/4, w/4, N].
+        """y [h, w, M] (over its quantisation step, in the steps of the entropy coder) and symbols of z [h/4, w/4, N].
 
         The picture is zero-padded at the right and bottom.
         """
@@ -93,7 +93,7 @@ class Codec:
         return _rounded(y), z_hat
 
     def continuous_latents(self, image: Picture) -> tuple[Tensor, Latents]:
-        """y over its quantisation step, [1, M, h, w], before rounding, and the symbols of z [h/4, w/4, N]."""
+        """The same before y is rounded, [1, M, h, w]."""
         height, width = image.shape[:2]
         h, w = _latent_size(height, width)
         x = torch.zeros(1, 3, 16 * h, 16 * w).contiguous(memory_format=torch.channels_last)
@@ -103,18 +103,18 @@ class Codec:
             z = self.transforms.h_a(y)
         z_hat = np.clip(_rounded(z), -self.entropy.z_peak, self.entropy.z_peak)  # as a decoder finds it
         steps = torch.from_numpy(self.entropy.step_sizes(z_hat)).permute(2, 0, 1)
-        return y * 2**STEP_BITS / steps, z_hat
+        return y * (self.entropy.unit * 2**STEP_BITS) / steps, z_hat
 
     def _write(self, y: Latents, z: Latents, height: int, width: int) -> tuple[bytes, YHat]:
         payload, symbols, z_hat = self.entropy.encode(y, z)
-        check = bitstream.latents_check(symbols, z_hat)
+        check = bitstream.latents_check(symbols, z_hat, self.entropy.unit)
         header = bitstream.Header(self.quality, height, width, self.model, check)
         return bitstream.write(header, payload), self.entropy.dequantize(symbols, z_hat)
 
     def _reconstruct(self, y_hat: YHat, height: int, width: int) -> Picture:
         y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            x_hat = synthesize(self.transforms.g_s, y)
+            x_hat = synthesize(self.transforms.g_s, y, halo=synthesis_halo(self.config))
             if isinstance(self.transforms.post_filter, GRDN):
                 x_hat = post_filter(self.transforms.post_filter, x_hat)
             pixels = x_hat[0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)

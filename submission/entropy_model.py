@@ -1,4 +1,5 @@
-"""The entropy model as it is trained, in floating point (2020 paper, 2.2 and 2.3).
+"""The entropy models `mixture` (2020 paper, 2.2 and 2.3) and `context` (Minnen et al. 2018) as they are trained, and
+what all entropy models share: the prior of z and the likelihoods.
 
 Nothing here runs in the decoder: `training.export` turns it into the integers of `submission.integer`. What training
 sees and what is deployed differ only by that quantisation, whose cost is measured.
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from submission.config import ModelConfig
-from submission.layers import Subpel, conv3x3, lower_bound
+from submission.layers import Subpel, lower_bound
 
 #: Probabilities are floored here in training, so that no single symbol dominates the gradient.
 LIKELIHOOD_FLOOR = 1e-9
@@ -56,22 +57,6 @@ class FactorizedPrior(nn.Module):
         return lower_bound(mass, LIKELIHOOD_FLOOR).reshape(shape).transpose(0, 1)
 
 
-def hyper_synthesis(config: ModelConfig) -> nn.Sequential:
-    """h_s: z_hat [B, N, H/64, W/64] -> features [B, 2M, H/16, W/16]. ReLU, because its integer form has 0..255."""
-    n, wide = config.N, config.N * 3 // 2
-    return nn.Sequential(
-        conv3x3(n, n),
-        nn.ReLU(),
-        Subpel(n, n),
-        nn.ReLU(),
-        conv3x3(n, wide),
-        nn.ReLU(),
-        Subpel(wide, wide),
-        nn.ReLU(),
-        conv3x3(wide, 2 * config.M),
-    )
-
-
 def step_synthesis(config: ModelConfig) -> nn.Sequential:
     """h_sq: z_hat [B, N, H/64, W/64] -> log2 of the quantisation steps of y [B, M, H/16, W/16], 0 at first.
 
@@ -105,14 +90,17 @@ class Context(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Context and hyper features [B, 4M, h, w] -> mixture parameters [B, outputs, h, w]: three 1x1 layers, and with
-    `rpe` one residual branch of three more (residual parameter estimation)."""
+    """Context and hyper features [B, 4M, h, w] -> parameters [B, outputs, h, w] of `mixtures` Gaussians, or of a
+    `single` one without weight: three 1x1 layers, and with `rpe` a residual branch of three more (residual parameter
+    estimation)."""
 
-    def __init__(self, inputs: int, width: int, outputs: int, mixtures: int, rpe: bool) -> None:
+    def __init__(
+        self, inputs: int, widths: tuple[int, int], outputs: int, mixtures: int, rpe: bool, single: bool
+    ) -> None:
         super().__init__()
-        self.mixtures = mixtures
-        self.head = self._stack(inputs, width, outputs)
-        self.residual = self._stack(outputs, width, outputs) if rpe else None
+        self.mixtures, self.single = mixtures, single
+        self.head = self._stack(inputs, widths, outputs)
+        self.residual = self._stack(outputs, widths, outputs) if rpe else None
         if self.residual is not None:  # starts as no refinement at all
             last = self.residual[-1]
             assert isinstance(last, nn.Conv2d) and last.bias is not None
@@ -120,13 +108,14 @@ class Estimator(nn.Module):
             nn.init.zeros_(last.bias)
 
     @staticmethod
-    def _stack(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    def _stack(inputs: int, widths: tuple[int, int], outputs: int) -> nn.Sequential:
+        first, second = widths
         return nn.Sequential(
-            nn.Conv2d(inputs, width, 1),
+            nn.Conv2d(inputs, first, 1),
             nn.ReLU(),
-            nn.Conv2d(width, width, 1),
+            nn.Conv2d(first, second, 1),
             nn.ReLU(),
-            nn.Conv2d(width, outputs, 1),
+            nn.Conv2d(second, outputs, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -158,23 +147,34 @@ def mixture_likelihood(y: Tensor, p: Tensor, mixtures: int, scale_bound: float) 
     return lower_bound(mass, LIKELIHOOD_FLOOR)
 
 
+def gaussian_likelihood(distance: Tensor, log2_scales: Tensor, scale_bound: float) -> Tensor:
+    """Probability of the unit interval around each element, `distance` from the mean of its Gaussian: Phi((d + 1/2) /
+    sigma) - Phi((d - 1/2) / sigma), floored at 1e-9."""
+    log2_scales = lower_bound(log2_scales, math.log2(scale_bound)).clamp(max=MAX_LOG2_SCALE)
+    inverse = torch.exp2(-log2_scales)
+    d = torch.abs(distance)  # by symmetry; both arguments then lie on the precise side
+    mass = torch.special.ndtr((0.5 - d) * inverse) - torch.special.ndtr((-0.5 - d) * inverse)
+    return lower_bound(mass, LIKELIHOOD_FLOOR)
+
+
 class EntropyModel(nn.Module):
     """Hyper-decoder, context models, parameter estimation and the prior of z."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, prior: FactorizedPrior, h_s: nn.Sequential) -> None:
         super().__init__()
         self.config = config
-        self.prior = FactorizedPrior(config.N)
-        self.h_s = hyper_synthesis(config)
+        self.prior, self.h_s = prior, h_s
         size = config.M // config.groups
+        single = config.entropy == "context"  # mean and scale of one Gaussian; a mixture has a weight for each as well
+        widths = (config.estimator, round(0.8 * config.estimator) if single else config.estimator)
+        outputs = (2 if single else 3 * config.mixtures) * size
         self.contexts = nn.ModuleList(Context(config.M, known) for known in range(0, config.M, size))
         self.estimators = nn.ModuleList(
-            Estimator(4 * config.M, config.estimator, 3 * config.mixtures * size, config.mixtures, config.rpe)
-            for _ in range(config.groups)
+            Estimator(4 * config.M, widths, outputs, config.mixtures, config.rpe, single) for _ in range(config.groups)
         )
 
     def parameters_of(self, y_hat: Tensor, z_hat: Tensor) -> list[Tensor]:
-        """Mixture parameters of each channel group, in one parallel pass."""
+        """Parameters of each channel group's mixtures (or means and log2 scales), in one parallel pass."""
         hyper = self.h_s(z_hat)
         return [
             estimate(torch.cat([context(y_hat), hyper], 1))
@@ -182,7 +182,10 @@ class EntropyModel(nn.Module):
         ]
 
     def y_likelihood(self, y_hat: Tensor, parameters: list[Tensor], scale_bound: float) -> Tensor:
-        """Likelihoods of y_hat [B, M, h, w] under the mixtures of each channel group."""
+        """Likelihoods of y_hat [B, M, h, w] under these parameters."""
+        if self.config.entropy == "context":
+            means, log2_scales = parameters[0].chunk(2, 1)
+            return gaussian_likelihood(y_hat - means, log2_scales, scale_bound)
         groups = y_hat.chunk(self.config.groups, 1)
         parts = [
             mixture_likelihood(y, p, self.config.mixtures, scale_bound) for y, p in zip(groups, parameters, strict=True)

@@ -7,6 +7,7 @@ order of summation, thread count, batch shape, library or CPU feature can change
 Activations are int8 arrays. Signed ones lie in -127..127. Those behind a ReLU lie in 0..255 and are stored less 128.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,17 +98,34 @@ class Linear:
 _CHUNK = 2**25
 
 
-def conv3x3(layer: Linear, a: Int8, relu_in: bool) -> Int8:
-    """Zero-padded 3x3 convolution of a [h, w, C] as a product of gathered patches; `layer.weight` is [9C, outputs]."""
+def conv(layer: Linear, a: Int8, relu_in: bool, rows: range | None = None) -> Int32:
+    """Zero-padded k x k convolution of a [h, w, C] as a product of gathered patches; `layer.weight` is [k*k*C,
+    outputs].
+
+    Returns all rows or those of `rows`, [rows, w, outputs].
+    """
     h, w, c = a.shape
-    padded = np.pad(a, ((1, 1), (1, 1), (0, 0)), constant_values=-RELU_OFFSET if relu_in else 0)
-    rows = max(1, _CHUNK // (w * 9 * c))
+    k = math.isqrt(len(layer.weight) // c)
+    edge = k // 2
+    rows = rows if rows is not None else range(h)
+    low, high = max(0, rows.start - edge), min(h, rows.stop + edge)
+    border = ((low - rows.start + edge, rows.stop + edge - high), (edge, edge), (0, 0))
+    padded = np.pad(a[low:high], border, constant_values=-RELU_OFFSET if relu_in else 0)
+    count, chunk = len(rows), max(1, _CHUNK // (w * k * k * c))
     parts = []
-    for top in range(0, h, rows):
-        bottom = min(top + rows, h)
-        taps = [padded[top + i : bottom + i, j : j + w] for i in range(3) for j in range(3)]
-        patches = np.concatenate(taps, axis=2).reshape(-1, 9 * c)
-        parts.append(layer(patches).astype(np.int8).reshape(bottom - top, w, -1))
+    for top in range(0, count, chunk):
+        bottom = min(top + chunk, count)
+        taps = [padded[top + i : bottom + i, j : j + w] for i in range(k) for j in range(k)]
+        patches = np.concatenate(taps, axis=2).reshape(-1, k * k * c)
+        parts.append(layer(patches).reshape(bottom - top, w, -1))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def conv8(layer: Linear, a: Int8, relu_in: bool) -> Int8:
+    """`conv` for layers whose outputs fit 8 bits."""
+    h, w, _ = a.shape
+    band = max(1, _CHUNK // (w * len(layer.weight)))
+    parts = [conv(layer, a, relu_in, range(t, min(t + band, h))).astype(np.int8) for t in range(0, h, band)]
     return np.concatenate(parts)
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from submission import bitstream
 from submission.codec import Codec
 from submission.config import ModelConfig
-from submission.entropy_coding import Tensors
 from submission.errors import BitstreamError, WeightsError
 from submission.files import Picture
+from submission.latent_coding import Tensors
 
 #: The weights that come with this package.
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights"

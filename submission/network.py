@@ -1,13 +1,15 @@
 """The whole network of one model."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from submission.config import ModelConfig
-from submission.entropy_model import MAX_LOG2_STEP, EntropyModel, step_synthesis
+from submission.entropy_model import MAX_LOG2_STEP, step_synthesis
 from submission.grdn import GRDN
 from submission.layers import lower_bound
-from submission.transforms import analysis, hyper_analysis, synthesis
+from submission.parts import analysis, entropy_model, hyper_analysis, synthesis
 
 
 class Network(nn.Module):
@@ -18,13 +20,15 @@ class Network(nn.Module):
         self.config = config
         self.g_a = analysis(config)
         self.h_a = hyper_analysis(config)
-        self.entropy_model = EntropyModel(config)
+        self.entropy_model = entropy_model(config)
         self.g_s = synthesis(config)
         self.post_filter = GRDN(config.grdn) if config.grdn is not None else nn.Identity()
         for module in (*self.h_a.modules(), *self.entropy_model.h_s.modules()):
             if isinstance(module, nn.Conv2d):
                 # PyTorch's default makes z so small that noise hides it, and the model learns to ignore it for good
                 nn.init.kaiming_normal_(module.weight, nonlinearity="leaky_relu")
+            if isinstance(module, nn.ConvTranspose2d):  # each output sees a quarter of the 5x5 taps
+                nn.init.normal_(module.weight, std=math.sqrt(2 * 4 / 25 / (module.in_channels // module.groups)))
 
         self.h_sq = step_synthesis(config) if config.learned_step else None
 

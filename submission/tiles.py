@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from submission.grdn import GRDN
 
-#: g_s at a latent sees 7 latents around it: attention 3, residual block 2, upsampling and what follows less than 2.
-G_S_HALO = 7
-
 #: Side of a tile, in latents for g_s and in 16 pixels for the post-filter.
 TILE = 32
 
@@ -62,11 +59,11 @@ def tiles(height: int, width: int, tile: int, halo: int) -> Iterator[tuple[Span,
             yield rows, columns
 
 
-def synthesize(g_s: nn.Module, y_hat: Tensor, tile: int = TILE) -> Tensor:
-    """g_s in tiles: y_hat [1, M, h, w] -> [1, 3, 16h, 16w]."""
+def synthesize(g_s: nn.Module, y_hat: Tensor, halo: int, tile: int = TILE) -> Tensor:
+    """g_s in tiles: y_hat [1, M, h, w] -> [1, 3, 16h, 16w]. g_s at a latent sees `halo` latents around it."""
     h, w = y_hat.shape[2:]
     out = torch.empty(1, 3, 16 * h, 16 * w)
-    for rows, columns in tiles(h, w, tile, G_S_HALO):
+    for rows, columns in tiles(h, w, tile, halo):
         part = g_s(y_hat[:, :, rows.outer, columns.outer])
         _keep(out, part, rows.times(16), columns.times(16))
     return out

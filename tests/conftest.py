@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from submission.config import PRESETS
+from submission.config import NETWORKS, PRESETS, ModelConfig, tiny
 from submission.network import Network
 from training.export import export_ladder
 
@@ -27,6 +28,21 @@ def untrained(seed: int, preset: str = "tiny") -> Network:
         network.g_a[-2].weight.mul_(20)  # the convolution that makes y
         for estimator in network.entropy_model.estimators:
             torch.nn.init.normal_(estimator.residual[-1].weight, std=0.05)
+    return network
+
+
+def untrained_network(config: ModelConfig, seed: int) -> Network:
+    """The same for any network: spread latents, and Gaussians of many means and widths."""
+    torch.manual_seed(seed)
+    network = Network(config)
+    with torch.no_grad():
+        last = [m for m in network.g_a.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)][-1]
+        last.weight.mul_(60)
+        for name, module in network.entropy_model.named_modules():
+            if isinstance(module, nn.Conv2d) and name.endswith((".2", ".head.4")) and not name.startswith("h_s"):
+                nn.init.normal_(module.weight, std=2 / (module.in_channels * module.kernel_size[0]) ** 0.5)
+        if config.entropy == "hyper":
+            network.entropy_model.h_s[-1].weight.mul_(3)
     return network
 
 
@@ -52,6 +68,23 @@ def make_ladder(folder: Path) -> Path:
 def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ladder of three tiny untrained models."""
     return make_ladder(tmp_path_factory.mktemp("ladder") / "weights")
+
+
+def make_networks(folder: Path) -> Path:
+    """Write a ladder of tiny untrained models of all the 4th paper's networks, in their order."""
+    crops = np.stack([noise_picture(192, 192, seed) for seed in range(2)])
+    models = [
+        (untrained_network(tiny(config), k), float(k + 1), {"stage": "untrained", "steps": 0}, crops)
+        for k, config in enumerate(NETWORKS)
+    ]
+    export_ladder(models, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def networks_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder of tiny untrained models of all the 4th paper's networks, in their order."""
+    return make_networks(tmp_path_factory.mktemp("networks") / "weights")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Write tests/golden anew: after a deliberate change of the format, or for a new ladder. Not a test.
 
-`tiny.safetensors` is a model that never changes with the ladder: its streams show any change of the format.
+`tiny.safetensors` is a model that never changes with the ladder: its streams show any change of the format. So are
+those named after networks of the 4th paper, one for each entropy model, without transforms and tables.
 """
 
 import json
@@ -8,12 +9,20 @@ import shutil
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from submission.codec import Codec
-from submission.config import PRESETS, ModelConfig
+from submission.config import PRESETS, ModelConfig, tiny
+from submission.files import write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder, read_safetensors
-from tests.conftest import make_ladder, noise_picture
+from submission.latent_coding import LatentCoder
+from submission.parts import entropy_coder
+from tests.conftest import make_ladder, noise_picture, untrained_network
 from tests.everywhere import GOLDEN, facts
+from training.export import export_tensors
+
+#: Golden models besides `tiny`.
+NETWORK_MODELS = ("ms-hyper", "ms-hyper-zero", "ms-context", "cheng-attn", "charm-zero", "elic-zero")
 
 
 def fixed_latents(config: ModelConfig, rows: int, columns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -34,10 +43,25 @@ def tiny_codec() -> Codec:
     return Codec(PRESETS["tiny"], read_safetensors(path, path.read_bytes()), 0, 0)
 
 
+def network_entropy(name: str) -> LatentCoder:
+    path = GOLDEN / f"{name}.safetensors"
+    tables = {f"tables.{k}": v for k, v in vars(tiny_codec().entropy.tables).items()}
+    return entropy_coder(tiny(PRESETS[name]), tables | read_safetensors(path, path.read_bytes()))
+
+
+def network_latents(entropy: LatentCoder) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Fixed latents in the steps of this model: 1/64 where they are rounded around means."""
+    y, z = fixed_latents(entropy.config, 2, 3)
+    return entropy.unit * y + np.arange(y.shape[-1], dtype=np.int32) * 7 % entropy.unit, z
+
+
 def payloads() -> dict[str, bytes]:
     """Entropy-coded fixed latents: by the golden model, and by each model of the shipped ladder."""
     codec = tiny_codec()
     made = {"tiny": codec.entropy.encode(*fixed_latents(codec.config, 2, 3))[0]}
+    for name in NETWORK_MODELS:
+        entropy = network_entropy(name)
+        made[name] = entropy.encode(*network_latents(entropy))[0]
     ladder = Ladder.load(DEFAULT_WEIGHTS)
     for quality in ladder.qualities:
         entropy = ladder.codec(quality).entropy
@@ -60,6 +84,13 @@ def main() -> None:
         ladder = make_ladder(GOLDEN / "weights")
         shutil.copy(ladder / "model_0.safetensors", GOLDEN / "tiny.safetensors")
         shutil.rmtree(ladder)
+    for k, name in enumerate(NETWORK_MODELS):
+        if not (GOLDEN / f"{name}.safetensors").exists():
+            crops = np.stack([noise_picture(192, 192, seed) for seed in range(2)])
+            tensors = export_tensors(untrained_network(tiny(PRESETS[name]), k), crops)
+            entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if k.startswith("entropy.")}
+            own = {k: v for k, v in entropy.items() if not k.startswith("tables.")}
+            write_bytes(GOLDEN / f"{name}.safetensors", save(own))
     for old in [*GOLDEN.glob("*.bin"), *GOLDEN.glob("photo*")]:
         old.unlink()
     for name, payload in payloads().items():

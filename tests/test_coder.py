@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from submission import coder_python, entropy_coding
+from submission import coder_python, latent_coding
 from submission.errors import BitstreamError
 from submission.ladder import Ladder
 from submission.mixture import CODER_BITS, UNIFORM
@@ -128,7 +128,7 @@ def test_same_damage_in_a_stream(ladder_folder: Path, monkeypatch: pytest.Monkey
         payloads.append(data[:position] + bytes([data[position] ^ 0x5A]) + data[position + 1 :])
     found: dict[ModuleType, list[str | bytes]] = {coder_python: [], coder_constriction: []}
     for coder, results in found.items():
-        monkeypatch.setattr(entropy_coding, "Decoder", coder.Decoder)
+        monkeypatch.setattr(latent_coding, "Decoder", coder.Decoder)
         for payload in payloads:
             try:
                 y, z = codec.entropy.decode(payload, y_hat.shape[:2])

@@ -24,10 +24,13 @@ ENVIRONMENTS = {
 }
 
 
-def digest(folder: Path, stream: bytes) -> str:
-    """Hash of every product and every clamped layer on the way, and of the decoded latents."""
+SIZE = (12, 16)  #: of y
+
+
+def digest(streams: Path) -> str:
+    """Hash of every product and every clamped layer on the way of decoding the streams of a folder, each beside the
+    number of its model in the ladder whose path stands in it, and of the decoded latents."""
     record = hashlib.sha256()
-    codec = Ladder.load(folder).codec(1)
     product, finish = integer.product, integer.Linear.finish
 
     def watched(a: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -43,30 +46,45 @@ def digest(folder: Path, stream: bytes) -> str:
     integer.product = entropy_coding.product = watched
     integer.Linear.finish = watched_finish  # type: ignore[method-assign]
     try:
-        y_hat, z_hat = codec.entropy.decode(stream, (12, 16))
+        for folder in sorted(p for p in streams.iterdir() if p.is_dir()):
+            ladder = Ladder.load(Path((folder / "ladder").read_text()))
+            for path in sorted(folder.glob("*.bin")):
+                y_hat, z_hat = ladder.codec(int(path.stem)).entropy.decode(path.read_bytes(), SIZE)
+                record.update(y_hat.tobytes() + z_hat.tobytes())
     finally:
         integer.product = entropy_coding.product = product
         integer.Linear.finish = finish  # type: ignore[method-assign]
-    record.update(y_hat.tobytes() + z_hat.tobytes())
     return record.hexdigest()
 
 
 @pytest.fixture(scope="module")
-def stream(ladder_folder: Path) -> bytes:
-    entropy = Ladder.load(ladder_folder).codec(1).entropy
-    rng = np.random.default_rng(0)
-    y = np.rint(rng.laplace(scale=3, size=(12, 16, entropy.config.M))).astype(np.int32)
-    z = np.rint(rng.laplace(scale=3, size=(3, 4, entropy.config.N))).astype(np.int32)
-    return entropy.encode(y, z)[0]
+def streams(ladder_folder: Path, networks_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Entropy-coded latents of one model of the tiny ladder and of every tiny network."""
+    root = tmp_path_factory.mktemp("streams")
+    for name, weights, qualities in (("ladder", ladder_folder, [1]), ("networks", networks_folder, None)):
+        ladder = Ladder.load(weights)
+        (root / name).mkdir()
+        (root / name / "ladder").write_text(str(weights))
+        for quality in qualities or ladder.qualities:
+            entropy = ladder.codec(quality).entropy
+            rng = np.random.default_rng(0)
+            y = np.rint(rng.laplace(scale=3 * entropy.unit, size=(*SIZE, entropy.config.M))).astype(np.int32)
+            z = np.rint(rng.laplace(scale=3, size=(3, 4, entropy.config.N))).astype(np.int32)
+            (root / name / f"{quality}.bin").write_bytes(entropy.encode(y, z)[0])
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(streams: Path) -> str:
+    return digest(streams)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_integer_is_the_same(name: str, ladder_folder: Path, stream: bytes, tmp_path: Path) -> None:
-    (tmp_path / "stream").write_bytes(stream)
-    command = [sys.executable, "-m", "tests.test_exactness", str(ladder_folder), str(tmp_path / "stream")]
+def test_every_integer_is_the_same(name: str, streams: Path, expected: str) -> None:
+    command = [sys.executable, "-m", "tests.test_exactness", str(streams)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENTS[name]}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    assert result.stdout.strip() == digest(ladder_folder, stream)
+    assert result.stdout.strip() == expected
 
 
 def test_extreme_products_are_exact() -> None:
@@ -129,4 +147,4 @@ def test_untouched_regions_stay_the_same(ladder_folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(digest(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes()))
+    print(digest(Path(sys.argv[1])))

@@ -11,10 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from submission import bitstream, entropy_coding
+from submission import bitstream, latent_coding
 from submission.ladder import Ladder
 from tests.everywhere import assert_as_golden, facts
-from tests.make_golden import GOLDEN, fixed_latents, payloads, tiny_codec
+from tests.make_golden import (
+    GOLDEN,
+    NETWORK_MODELS,
+    fixed_latents,
+    network_entropy,
+    network_latents,
+    payloads,
+    tiny_codec,
+)
 
 
 @pytest.fixture(params=["coder_python", "coder_constriction"], autouse=True)
@@ -24,8 +32,8 @@ def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         module = importlib.import_module(f"submission.{request.param}")
     except ImportError:
         pytest.skip("constriction is not published for this machine")
-    monkeypatch.setattr(entropy_coding, "Encoder", module.Encoder)
-    monkeypatch.setattr(entropy_coding, "Decoder", module.Decoder)
+    monkeypatch.setattr(latent_coding, "Encoder", module.Encoder)
+    monkeypatch.setattr(latent_coding, "Decoder", module.Decoder)
 
 
 def test_encoder_output_byte_by_byte() -> None:
@@ -41,6 +49,14 @@ def test_golden_bytes_decode() -> None:
     y_hat, z_hat = entropy.decode((GOLDEN / "tiny.bin").read_bytes(), (8, 12))
     assert np.mean(y_hat != y) < 0.01
     assert np.array_equal(z_hat, np.clip(z, -entropy.z_peak, entropy.z_peak))
+
+
+@pytest.mark.parametrize("name", NETWORK_MODELS)
+def test_golden_bytes_of_the_networks_decode(name: str) -> None:
+    entropy = network_entropy(name)
+    _, y_hat, z_hat = entropy.encode(*network_latents(entropy))
+    found = entropy.decode((GOLDEN / f"{name}.bin").read_bytes(), (8, 12))
+    assert np.array_equal(found[0], y_hat) and np.array_equal(found[1], z_hat)
 
 
 def test_header_bytes() -> None:

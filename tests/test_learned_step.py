@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
-from submission.entropy_coding import STEP_BITS
 from submission.errors import WeightsError
 from submission.ladder import Ladder
+from submission.latent_coding import STEP_BITS
 from submission.network import Network
 from tests.conftest import noise_picture
 from training.data import Pictures
 from training.device import Device
 from training.export import export_ladder, export_tensors
+from training.latents import quantize
 from training.loop import Session
 from training.noise import Noise
-from training.quantization import quantize
 from training.recipe import RECIPES
 from training.stage import run_stage
 

@@ -17,16 +17,16 @@ from submission.errors import UserError
 from submission.network import Network
 from training import table2
 from training.device import Device
+from training.latents import quantize
 from training.loss import Padded
 from training.noise import Noise
 from training.objective import forward
-from training.options import add_quantizer, recipe_of
+from training.options import add_metric, add_quantizer, recipe_of
 from training.quantization import (
     NAMED,
     SURROGATES,
     denoise,
     gumbel_sharpness,
-    quantize,
     sharpness,
     soft_round,
     soft_round_inverse,
@@ -242,6 +242,7 @@ def test_unknown_quantizers_are_named(text: str) -> None:
 def command_line(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="tiny")
+    add_metric(parser)
     add_quantizer(parser)
     return parser.parse_args(arguments)
 

@@ -14,9 +14,9 @@ from ratecontrol import refine as module
 from ratecontrol.refine import blocks, refine
 from ratecontrol.surrogate import MSSSIM, Rate, floor
 from submission.codec import Codec
-from submission.entropy_coding import Latents
 from submission.files import Picture
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
+from submission.latent_coding import Latents
 from tests.conftest import noise_picture
 from tests.test_learned_step import CONFIG, scaled_network
 from training.export import export_tensors

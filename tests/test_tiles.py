@@ -1,13 +1,14 @@
 """The tiled decoder gives the picture of the untiled one."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
-from submission.config import PRESETS, GRDNConfig
+from submission.config import PRESETS, GRDNConfig, TransformName
 from submission.grdn import GRDN
-from submission.network import Network
+from submission.parts import synthesis, synthesis_halo
 from submission.tiles import post_filter, spans, synthesize
 
 
@@ -24,12 +25,17 @@ def rough(module: torch.nn.Module) -> torch.nn.Module:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(36, 20), (8, 40)])
-def test_synthesis(size: tuple[int, int]) -> None:
-    network = rough(Network(dataclasses.replace(PRESETS["tiny"], attention="plain")))
+@pytest.mark.parametrize("transforms", get_args(TransformName))
+def test_synthesis(size: tuple[int, int], transforms: TransformName) -> None:
+    config = dataclasses.replace(PRESETS["tiny"], attention="plain", transforms=transforms)
+    g_s = rough(synthesis(config))
     y_hat = torch.randint(-3, 4, (1, 16, *size)).float()
-    whole = network.g_s(y_hat)
+    whole = g_s(y_hat)
+    halo = synthesis_halo(config)
     for tile in (8, 15):
-        assert (synthesize(network.g_s, y_hat, tile) - whole).abs().max() < 1e-5 * whole.abs().max()
+        assert (synthesize(g_s, y_hat, halo, tile) - whole).abs().max() < 1e-5 * whole.abs().max()
+    # half as many would be too few
+    assert (synthesize(g_s, y_hat, halo // 2, 8) - whole).abs().max() > 1e-5 * whole.abs().max()
 
 
 @torch.inference_mode()

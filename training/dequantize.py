@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from submission.entropy_coding import TAPS, Tensors, one_thread
+from submission.entropy_coding import TAPS
 from submission.entropy_model import Context, EntropyModel, Estimator, FactorizedPrior
 from submission.errors import UserError
+from submission.latent_coding import Tensors, one_thread
 from submission.mixture import CODER_BITS
 from training.integer_model import parameter_units
 

@@ -15,17 +15,20 @@ from safetensors.numpy import save
 from submission.codec import Codec
 from submission.config import ModelConfig
 from submission.console import progress, run
-from submission.entropy_coding import Tensors
+from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.files import write_bytes
 from submission.ladder import FORMAT, MANIFEST, read_safetensors
+from submission.latent_coding import Tensors
 from submission.network import Network
 from training.checkpoint import load_checkpoint
-from training.integer_model import quantize_entropy_model, quantize_steps
+from training.integer_model import quantize_mixture, quantize_steps
+from training.integer_sliced import quantize_sliced
 from training.loss import rate
 from training.recipe import STAGES
 from training.stage import CALIBRATION
 from training.warm_start import finished_stage
+from training.zero_centre import rounded
 
 Crops = NDArray[np.uint8]  #: [n, H, W, 3]
 
@@ -75,7 +78,8 @@ def export(checkpoints: list[Path], output: Path) -> None:
         calibration = path.parent / CALIBRATION
         if not calibration.exists():
             raise UserError(f"{calibration}: missing; run the stage again with --resume to write it")
-        origin = {"stage": state["stage"]["name"], "steps": state["step"]}
+        metric = state["stage"].get("metric", "ms-ssim")  # which older checkpoints do not name
+        origin = {"stage": state["stage"]["name"], "steps": state["step"], "metric": metric}
         models.append((network, float(state["lmbda"]), origin, np.load(calibration)))
     if len({lmbda for _, lmbda, _, _ in models}) < len(models):
         raise UserError("two models of the same lambda; export one run at a time")
@@ -121,22 +125,25 @@ def _export_model(
 
 
 def latents(network: Network, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symbols of y [B, M, h, w] (y over its step, rounded) and of z, of crops [B, H, W, 3] uint8."""
+    """y over its step, before rounding, [B, M, h, w], and symbols of z, of crops [B, H, W, 3] uint8."""
     network.eval()
     with torch.no_grad():
         x = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
         y = network.g_a(x.contiguous(memory_format=torch.channels_last))
         z_hat = network.h_a(y).round()
-        return (y / network.step_size(z_hat)).round(), z_hat
+        return y / network.step_size(z_hat), z_hat
 
 
 def export_tensors(network: Network, crops: Crops) -> Tensors:
     """All tensors of a model file; crops [B, H, W, 3] uint8 tell the ranges of activations."""
-    y_hat, z_hat = latents(network, crops)
-    tensors: Tensors = {
-        f"entropy.{name}": np.ascontiguousarray(value)
-        for name, value in quantize_entropy_model(network.entropy_model, y_hat, z_hat).items()
-    }
+    y, z_hat = latents(network, crops)
+    y_hat, model = rounded(network, y, z_hat), network.entropy_model
+    quantized = (
+        quantize_mixture(model, y_hat, z_hat)
+        if isinstance(model, EntropyModel)
+        else quantize_sliced(model, y_hat, z_hat)
+    )
+    tensors: Tensors = {f"entropy.{name}": np.ascontiguousarray(value) for name, value in quantized.items()}
     if network.h_sq is not None:
         tensors |= {f"entropy.{name}": value for name, value in quantize_steps(network.h_sq, z_hat).items()}
     for name, value in network.state_dict().items():
@@ -151,14 +158,16 @@ def export_tensors(network: Network, crops: Crops) -> Tensors:
 def cost_of_exactness(network: Network, tensors: Tensors, crops: Crops) -> tuple[float, float]:
     """(bits per pixel that the floating-point model estimates, bits per pixel that the integer model really writes
     without headers), over the crops."""
-    y_hat, z_hat = latents(network, crops)
+    y, z_hat = latents(network, crops)
+    y_hat = rounded(network, y, z_hat)
     pixels = crops.shape[0] * crops.shape[1] * crops.shape[2]
     with torch.no_grad():
         estimate = sum(float(rate(part, pixels)) for part in network.entropy_model(y_hat, z_hat, 1e-6))
     codec = Codec(network.config, tensors, 0, 0)
     real = 0
-    for y, z in zip(y_hat, z_hat, strict=True):
-        payload, _, _ = codec.entropy.encode(y.permute(1, 2, 0).int().numpy(), z.permute(1, 2, 0).int().numpy())
+    whole = (y * codec.entropy.unit).round()
+    for one, z in zip(whole, z_hat, strict=True):
+        payload, _, _ = codec.entropy.encode(one.permute(1, 2, 0).int().numpy(), z.permute(1, 2, 0).int().numpy())
         real += len(payload)
     return estimate, 8 * real / pixels
 

@@ -1,4 +1,4 @@
-"""From the trained entropy model to the integers of `submission.entropy_coding`.
+"""From the trained entropy model to integers: what all models share, and `submission.entropy_coding`'s own part.
 
 Each layer gets weights of at most 64 in magnitude and a shift. What a channel's integer stands for ("unit") is free
 inside the network, since the next layer's weights absorb it, so every output channel uses the whole range of its
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from submission.entropy_coding import STEP_BITS, STEP_PEAK, STEP_UNIT, TAPS, Tensors
-from submission.entropy_model import Context, EntropyModel, Estimator
+from submission.entropy_coding import TAPS
+from submission.entropy_model import Context, EntropyModel, Estimator, FactorizedPrior
 from submission.errors import UserError
 from submission.integer import RELU_PEAK, SIGNED_PEAK, WEIGHT_PEAK
+from submission.latent_coding import STEP_BITS, STEP_PEAK, STEP_UNIT, Tensors
+from submission.layers import Subpel
 from submission.mixture import (
     CDF_BITS,
     EXP_BITS,
@@ -38,9 +40,6 @@ Floats = NDArray[np.float64]
 
 #: Sums of a layer stay below this many of its weight units, so that 32-bit biases hold them.
 _SUM_PEAK = 2.0**21
-
-#: Taps of a 3x3 convolution in the order of gathered patches.
-EVERY_TAP = [(i, j) for i in range(3) for j in range(3)]
 
 
 def tables() -> Tensors:
@@ -95,23 +94,24 @@ def quantize(name: str, weight: Floats, bias: Floats, unit: Floats) -> Quantized
     )
 
 
-def _numpy(tensor: Tensor | None) -> Floats:
+def to_numpy(tensor: Tensor | None) -> Floats:
+    """As 64-bit floats."""
     assert tensor is not None
     return tensor.detach().double().cpu().numpy()
 
 
 def _reach(activation: Tensor) -> Floats:
     """Largest magnitude of each channel of [B, C, h, w]."""
-    return _numpy(activation.abs().amax((0, 2, 3)))
+    return to_numpy(activation.abs().amax((0, 2, 3)))
 
 
-class _Recorder:
+class Recorder:
     """Outputs of layers in a forward pass, by layer."""
 
     def __init__(self, module: nn.Module) -> None:
         self.reach: dict[nn.Module, Floats] = {}
         for layer in module.modules():
-            if isinstance(layer, nn.Conv2d | Context | Estimator):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | Context | Estimator):
                 layer.register_forward_hook(self._record)
 
     def _record(self, layer: nn.Module, _: object, output: Tensor) -> None:
@@ -123,31 +123,75 @@ def _shuffled(unit: Floats) -> Floats:
     return np.repeat(unit.reshape(-1, 4).max(1), 4)
 
 
-def _patches(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Floats:
+def patches_of(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Floats:
     """Convolution weight [out, in, k, k] -> [taps * in, out] for gathered patches, input units multiplied in."""
-    parts = [_numpy(weight)[:, : len(unit), i, j].T * unit[:, None] for i, j in taps]
-    return np.concatenate(parts)
+    whole = to_numpy(weight)
+    return np.concatenate([whole[:, : len(unit), i, j].T * unit[:, None] for i, j in taps])
 
 
-def quantize_entropy_model(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) -> Tensors:
+def every_tap(kernel: int) -> list[tuple[int, int]]:
+    """Taps of a convolution in the order of gathered patches."""
+    return [(i, j) for i in range(kernel) for j in range(kernel)]
+
+
+def ungrouped(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The layer's weight as [out, in, k, k], with zeros where groups of channels do not meet."""
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    weight, i, o = layer.weight.detach(), layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    whole = weight.new_zeros(layer.out_channels, layer.in_channels, *weight.shape[2:])
+    for g in range(layer.groups):
+        part = weight[g * i : (g + 1) * i].transpose(0, 1) if transposed else weight[g * o : (g + 1) * o]
+        whole[g * o : (g + 1) * o, g * i : (g + 1) * i] = part
+    return whole
+
+
+def subpixel(layer: nn.ConvTranspose2d) -> Tensor:
+    """A 5x5 transposed convolution to twice the size as a 3x3 one in front of a pixel shuffle: [4 * out, in, 3, 3].
+
+    Output 2q + r gets input i by the tap k with 2q + r = 2i - 2 + k, so i - q = 1 + (r - k) / 2 where that is whole.
+    """
+    whole = ungrouped(layer)
+    out = whole.new_zeros(layer.out_channels, 2, 2, layer.in_channels, 3, 3)
+    for down, right in np.ndindex(2, 2):
+        for ky, kx in every_tap(5):
+            if (down - ky) % 2 == 0 and (right - kx) % 2 == 0:
+                out[:, down, right, :, 2 + (down - ky) // 2, 2 + (right - kx) // 2] = whole[:, :, ky, kx]
+    return out.flatten(0, 2)
+
+
+def quantize_h_s(
+    h_s: nn.Sequential, reach: dict[nn.Module, Floats], last_unit: Floats | None
+) -> tuple[Tensors, Floats]:
+    """Integer tensors of the hyper-decoder, and what its features are worth (`last_unit`, if that is fixed)."""
+    out: Tensors = {}
+    layers = [layer for layer in h_s.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    shuffled = {k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)}
+    shuffled |= {layers.index(part[0]) for part in h_s if isinstance(part, Subpel)}
+    unit = np.ones(layers[0].in_channels)
+    for k, layer in enumerate(layers):
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        weight = patches_of(subpixel(layer) if transposed else ungrouped(layer), every_tap(3), unit)
+        repeats = 4 if transposed else 1
+        bias, largest = np.repeat(to_numpy(layer.bias), repeats), np.repeat(reach[layer], repeats)
+        last = k == len(layers) - 1
+        finest = free_unit(weight, bias, largest, SIGNED_PEAK if last else RELU_PEAK)
+        if last and last_unit is not None:
+            finest = last_unit
+        if k in shuffled:
+            finest = _shuffled(finest)
+        out |= quantize(f"h_s.{k}", weight, bias, finest).store(f"h_s.{k}")
+        unit = finest[::4] if k in shuffled else finest
+    return out, unit
+
+
+def quantize_mixture(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) -> Tensors:
     """Integer tensors of `model`, the ranges of its activations taken from latents y_hat and z_hat (rounded)."""
-    recorder = _Recorder(model)
+    recorder = Recorder(model)
     with torch.no_grad():
         model.parameters_of(y_hat, z_hat)
     reach = recorder.reach
-    out: Tensors = {**tables(), "prior": prior_rows(model, float(z_hat.abs().max()))}
-
-    unit = np.ones(model.config.N)
-    convolutions = [layer for layer in model.h_s.modules() if isinstance(layer, nn.Conv2d)]
-    for k, conv in enumerate(convolutions):
-        weight, bias = _patches(conv.weight, EVERY_TAP, unit), _numpy(conv.bias)
-        finest = free_unit(weight, bias, reach[conv], SIGNED_PEAK if k == 4 else RELU_PEAK)
-        if k in (1, 3):
-            finest = _shuffled(finest)
-        layer = quantize(f"h_s.{k}", weight, bias, finest)
-        out |= layer.store(f"h_s.{k}")
-        unit = finest[::4] if k in (1, 3) else finest
-
+    out, unit = quantize_h_s(model.h_s, reach, None)
+    out |= {**tables(), "prior": prior_rows(model.prior, float(z_hat.abs().max()))}
     for g, (context, estimator) in enumerate(zip(model.contexts, model.estimators, strict=True)):
         assert isinstance(context, Context) and isinstance(estimator, Estimator)
         out |= _quantize_group(f"groups.{g}", g, context, estimator, unit, reach, model.config.M)
@@ -156,14 +200,14 @@ def quantize_entropy_model(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) ->
 
 def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:
     """Integer tensors of the branch that gives learned quantisation steps; z_hat tells the range of its activations."""
-    recorder = _Recorder(h_sq)
+    recorder = Recorder(h_sq)
     with torch.no_grad():
         h_sq(z_hat)
     first, last = (layer for layer in h_sq.modules() if isinstance(layer, nn.Conv2d))
-    weight, bias = _patches(first.weight, EVERY_TAP, np.ones(first.in_channels)), _numpy(first.bias)
+    weight, bias = patches_of(first.weight, every_tap(3), np.ones(first.in_channels)), to_numpy(first.bias)
     finest = _shuffled(free_unit(weight, bias, recorder.reach[first], RELU_PEAK))
     out = quantize("h_sq.0", weight, bias, finest).store("h_sq.0")
-    weight, bias = _patches(last.weight, EVERY_TAP, finest[::4]), _numpy(last.bias)
+    weight, bias = patches_of(last.weight, every_tap(3), finest[::4]), to_numpy(last.bias)
     out |= quantize("h_sq.1", weight, bias, np.full(last.out_channels, 1 / STEP_UNIT)).store("h_sq.1")
     steps = np.exp2(np.arange(-STEP_PEAK, STEP_PEAK + 1) / STEP_UNIT)
     return {**out, "tables.step": np.rint(2**STEP_BITS * steps).astype(np.int32)}
@@ -182,9 +226,9 @@ def _quantize_group(
     taps = [(i + 2, j + 2) for i, j in TAPS]
     known = m // 2 if group else 0
     weight = np.concatenate(
-        [_patches(context.conv.weight, taps, np.ones(m)), _patches(context.conv.weight, [(2, 2)], np.ones(known))]
+        [patches_of(context.conv.weight, taps, np.ones(m)), patches_of(context.conv.weight, [(2, 2)], np.ones(known))]
     )
-    bias = _numpy(context.conv.bias)
+    bias = to_numpy(context.conv.bias)
     layer = quantize(name, weight, bias, free_unit(weight, bias, reach[context], SIGNED_PEAK))
     out |= layer.store(f"{name}.context")
 
@@ -214,8 +258,8 @@ def _quantize_stack(
     """Three 1x1 layers; inputs are integers plus `offset`, times `unit`."""
     out: Tensors = {}
     for label, conv in zip(("first", "second", "third"), convolutions, strict=True):
-        weight = _patches(conv.weight, [(0, 0)], unit)
-        bias = _numpy(conv.bias) + offset @ weight
+        weight = patches_of(conv.weight, [(0, 0)], unit)
+        bias = to_numpy(conv.bias) + offset @ weight
         fixed = label == "third"
         layer = quantize(
             prefix + label, weight, bias, last_unit if fixed else free_unit(weight, bias, reach[conv], RELU_PEAK)
@@ -226,20 +270,28 @@ def _quantize_stack(
 
 
 def parameter_units(estimator: Estimator) -> Floats:
-    """Units of (w, mu, s) of each Gaussian, in the order of the network's outputs."""
+    """Units of (w, mu, s) of each Gaussian, or of (mu, s) of the one of `context`, in the order of the network's
+    outputs."""
     last = estimator.head[-1]
     assert isinstance(last, nn.Conv2d)
+    if estimator.single:
+        return gaussian_units(last.out_channels // 2)
     size = last.out_channels // (3 * estimator.mixtures)
     units = np.repeat([1 / LOGIT_UNIT, 1 / MEAN_UNIT, 1 / SCALE_UNIT], size)
     return np.tile(units, estimator.mixtures)
 
 
+def gaussian_units(channels: int) -> Floats:
+    """Units of the means and the log2 scales of this many latents."""
+    return np.repeat([1 / MEAN_UNIT, 1 / SCALE_UNIT], channels)
+
+
 @torch.no_grad()
-def prior_rows(model: EntropyModel, largest: float) -> NDArray[np.int32]:
+def prior_rows(prior: FactorizedPrior, largest: float) -> NDArray[np.int32]:
     """[N, 2 * peak + 1] integer weights of z's values, the tails in the outermost ones."""
     peak = int(min(PEAK, max(8, np.ceil(largest) + 4)))
     edges = torch.arange(-peak, peak) + 0.5  # between neighbouring values
-    values = edges.expand(model.config.N, 1, -1).to(next(model.parameters()))
-    cumulative = np.rint(torch.sigmoid(model.prior.logits(values).double()).cpu().numpy()[:, 0] * ONE)
+    values = edges.expand(len(prior.biases[0]), 1, -1).to(prior.biases[0])
+    cumulative = np.rint(torch.sigmoid(prior.logits(values).double()).cpu().numpy()[:, 0] * ONE)
     closed = np.pad(cumulative, ((0, 0), (1, 1)), constant_values=((0, 0), (0, ONE)))
     return weights_row(np.maximum.accumulate(closed, axis=1).astype(np.int32).T).astype(np.int32)

@@ -15,7 +15,7 @@ from training.checkpoint import load_checkpoint
 from training.device import ALONE, World, join_world
 from training.jobs import Launched, run_side_by_side
 from training.loop import Session
-from training.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds, with_stages
+from training.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
 from training.plan import Key, Task, share_time, tasks
 from training.recipe import Recipe, Stage
 from training.stage import run_stage
@@ -209,7 +209,7 @@ def _with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
         recipe = dataclasses.replace(recipe, lambdas=lambdas, base=base)
     check_batch(options.batch)
     if options.batch is not None:
-        recipe = with_stages(recipe, batch=options.batch)
+        recipe = recipe.changed(batch=options.batch)
     return recipe
 
 

@@ -15,7 +15,7 @@ from training.objective import HeldOut
 
 FIELDS = (
     *("step", "seconds", "progress", "lr", "loss", "bpp", "z_bpp", "distortion", "gradient", "skipped"),
-    *("val_bpp", "val_msssim"),
+    *("val_bpp", "val_msssim", "val_psnr"),
 )
 
 
@@ -52,9 +52,9 @@ class Log:
         self.board = _board(str(run / "tensorboard" / stage), step) if tensorboard else None
 
     def write(self, line: Line, held_out: HeldOut | None) -> None:
-        values = {**vars(line), "val_bpp": "", "val_msssim": ""}
+        values = {**vars(line), "val_bpp": "", "val_msssim": "", "val_psnr": ""}
         if held_out:
-            values |= {"val_bpp": held_out.bpp, "val_msssim": held_out.msssim}
+            values |= {"val_bpp": held_out.bpp, "val_msssim": held_out.msssim, "val_psnr": held_out.psnr}
         with self.path.open("a", newline="") as file:
             row = [f"{v:.6g}" if isinstance(v, float) else v for v in (values[name] for name in FIELDS)]
             csv.writer(file, lineterminator="\n").writerow(row)
@@ -88,6 +88,7 @@ def _to_board(board: Any, line: Line, held_out: HeldOut | None) -> None:
     if held_out:
         board.add_scalar("validation/bpp", held_out.bpp, line.step)
         board.add_scalar("validation/msssim", held_out.msssim, line.step)
+        board.add_scalar("validation/psnr", held_out.psnr, line.step)
         board.add_scalar("validation/msssim_db", -10 * math.log10(max(1 - held_out.msssim, 1e-9)), line.step)
         for k, sample in enumerate(held_out.samples):
             board.add_image(f"original | decoded/{k}", as_uint8(sample), line.step)

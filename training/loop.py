@@ -179,7 +179,7 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
                 means, held_out = averages.take(world), None
                 if world.first and (step % VALIDATE_EVERY == 0 or ended):
                     held_out = validate(network, stage, lmbda, pictures, device)
-                    bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f}"
+                    bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f} {held_out.psnr:.2f} dB"
                 if log:
                     log.write(Line(step, pace.spent, now.progress, lr, *means, int(skipped)), held_out)
             if not ended and time.monotonic() - saved_at > _checkpoint_seconds(stage):

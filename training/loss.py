@@ -44,6 +44,11 @@ def distortion(x: Tensor, x_hat: Tensor) -> Tensor:
     return 1 - product.mean()
 
 
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Mean squared error of pictures in [0, 1], in the scale of 0..255 in which lambda is usually given."""
+    return 255**2 * torch.mean((x - x_hat) ** 2)
+
+
 def _halve(x: Tensor) -> Tensor:
     """2x2 box; an odd size repeats its last row or column, as the score does."""
     return F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate"), 2)

@@ -1,6 +1,7 @@
 """What a stage computes of a batch and what it minimises; validation with real rounding."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from training.conditional import Trunk
 from training.crops import centre_crops, to_float
 from training.data import Pictures
 from training.device import Device
-from training.loss import Padded, distortion
+from training.latents import quantize
+from training.loss import Padded, distortion, squared_error
 from training.noise import Noise
-from training.quantization import quantize
 from training.recipe import Stage
 from training.schedule import Moment, in_warmup
 
@@ -89,13 +90,17 @@ class Loss:
 
 
 def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lmbda: float, now: Moment) -> Loss:
-    """R + lambda D on the true area; MSE for D during the warm-up; D alone where only the post-filter learns.
+    """R + lambda D on the true area, D by the stage's metric; MSE for 1 - MS-SSIM during the warm-up; D alone where
+    only the post-filter learns.
 
     A trunk's loss is divided by what is typical of its lambda, so that all count alike.
     """
     x_hat, y_bpp, z_bpp = made
     true, seen = batch.valid(batch.x), batch.valid(x_hat)
-    d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
+    if stage.metric == "mse":
+        d = squared_error(true, seen)
+    else:
+        d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if in_warmup(stage, now) else distortion(true, seen)
     total = lmbda * d if stage.name == "post_filter" else y_bpp + z_bpp + lmbda * d
     if stage.lambdas:
         total = total / (0.1 * lmbda**TYPICAL_POWER)
@@ -108,6 +113,8 @@ class HeldOut:
 
     bpp: float
     msssim: float
+    #: Of all crops' squared errors pooled, in dB.
+    psnr: float
     samples: list[Tensor]
 
 
@@ -121,13 +128,15 @@ def validate(network: Network | Trunk, stage: Stage, lmbda: float, pictures: Pic
     scales = (1, 2) if stage.half else (1,)
     crops = torch.cat([centre_crops(pictures, stage.crop, VALIDATION_CROPS, scale) for scale in scales])
     x = to_float(crops.to(device.name))
-    rates, losses, samples = [], [], []
+    rates, losses, errors, samples = [], [], [], []
     hard = dataclasses.replace(stage, scale_bound=1e-6)
     for part in x.split(4):
         x_hat, y_bpp, z_bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
         x_hat = x_hat.clamp(0, 1)
         rates.append((y_bpp + z_bpp) * len(part))
         losses.append(distortion(part, x_hat) * len(part))
+        errors.append(squared_error(part, x_hat) * len(part))
         samples.append(torch.cat([part[0], x_hat[0]], 2))
     network.train()
-    return HeldOut(float(sum(rates)) / len(x), 1 - float(sum(losses)) / len(x), samples)
+    psnr = 10 * math.log10(255**2 / max(float(sum(errors)) / len(x), 1e-9))
+    return HeldOut(float(sum(rates)) / len(x), 1 - float(sum(losses)) / len(x), psnr, samples)

@@ -4,13 +4,13 @@ import argparse
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from submission.errors import UserError
 from training.data import Pictures, load_pictures
 from training.device import Device, World
 from training.quantization import NAMED, terms
-from training.recipe import RECIPES, Recipe
+from training.recipe import RECIPES, Metric, Recipe
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -42,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: --run)")
     parser.add_argument("--time-budget", metavar="TIME", help="fit the whole schedule into this time, e.g. 20m")
+    add_metric(parser)
     add_quantizer(parser)
     parser.add_argument("--batch", type=int, help="crops a step, all processes together, instead of the recipe's")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
@@ -49,6 +50,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (auto: on a GPU)"
     )
     parser.add_argument("--no-tensorboard", action="store_true", help="write the CSV alone")
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metric",
+        choices=get_args(Metric),
+        help="distortion D: 1 - MS-SSIM, or the squared error of pictures in 0..255 (default: the recipe's)",
+    )
 
 
 def add_quantizer(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +72,12 @@ def add_quantizer(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The preset's recipe with the command line's quantizer; UserError if there is no such thing."""
+    """The preset's recipe with the command line's metric, quantizer and learned step; UserError if there is no such
+    thing."""
     recipe = RECIPES[options.preset]
     if not 0 <= options.half <= 1:
         raise UserError(f"--half {options.half:g}: must be 0 to 1")
-    recipe = with_stages(recipe, half=options.half)
+    recipe = recipe.changed(half=options.half)
     changed: dict[str, Any] = {}
     if options.quantizer is not None:
         terms(options.quantizer)
@@ -76,16 +86,14 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         if not 1 <= options.sharpness <= 100:
             raise UserError(f"--sharpness {options.sharpness:g}: must be 1 to 100")
         changed["sharpness"] = options.sharpness
-    main, post_filter, joint, hard = recipe.stages
-    stages = dataclasses.replace(main, **changed), post_filter, dataclasses.replace(joint, **changed), hard
-    model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
+    if options.metric is not None:
+        recipe = recipe.for_metric(options.metric)
+    stages = tuple(dataclasses.replace(s, **changed) if s.noisy else s for s in recipe.stages)
+    try:
+        model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
+    except ValueError as error:
+        raise UserError(f"--learned-step: {error}") from None
     return dataclasses.replace(recipe, model=model, stages=stages)
-
-
-def with_stages(recipe: Recipe, **changes: Any) -> Recipe:
-    """`recipe` with these fields of all of its stages changed."""
-    main, post_filter, joint, hard = (dataclasses.replace(stage, **changes) for stage in recipe.stages)
-    return dataclasses.replace(recipe, stages=(main, post_filter, joint, hard))
 
 
 def device_of(options: argparse.Namespace) -> Device:

@@ -54,13 +54,13 @@ def tasks(recipe: Recipe, warm: bool) -> list[Task]:
     found = []
     for place, (lmbda, neighbour) in enumerate(order(recipe.lambdas, recipe.base)):
         start = None if warm else neighbour
-        for k, name in enumerate(STAGES):
-            stage = recipe.stage(name)
+        for k, stage in enumerate(recipe.stages):
+            name = stage.name
             stage = dataclasses.replace(stage, seed=stage.seed + place * len(STAGES) + k)
             if warm or neighbour is not None:
                 lr = min(stage.lr, 5e-4)
                 stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0)
-            before: list[Key] = [(lmbda, STAGES[k - 1])] if k else []
+            before: list[Key] = [(lmbda, recipe.stages[k - 1].name)] if k else []
             if start is not None and name in ("main", "post_filter"):
                 before.append((start, name))
             found.append(Task(lmbda, stage, start, tuple(before)))

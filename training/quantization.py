@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 
 from submission.errors import UserError
-from submission.network import Network
-from training.noise import Noise
-from training.recipe import Stage
 
 Forward = Callable[[Tensor, Tensor, float], Tensor]
 Soft = Callable[[Tensor, float], Tensor]
@@ -246,44 +243,3 @@ def terms(quantizer: str) -> tuple[Term, Term]:
     if distortion.estimator == "ep":
         raise UserError(f"quantizer {quantizer!r}: the expected gradient (ep) is known for the rate only")
     return rate, distortion
-
-
-# --- the latents of a network -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Latents of a batch as one step of training sees them."""
-
-    #: What g_s gets, [B, M, h, w].
-    y_hat: Tensor
-    #: Bits of each element of y [B, M, h, w] and of z [B, N, h/4, w/4].
-    y_bits: Tensor
-    z_bits: Tensor
-
-
-def quantize(
-    network: Network, y: Tensor, z: Tensor, stage: Stage, noise: Noise | None, progress: float = 1.0
-) -> Quantized:
-    """Quantise y and z as `stage` says when it is that far (0 to 1), or by rounding without noise; count their bits.
-
-    The rate's forward calculation makes all that the entropy model sees, z_hat and the context included, since the
-    distortion does not depend on it; the distortion's makes what g_s sees. Both take the same noise.
-    """
-    rate, distortion = terms(stage.quantizer if noise is not None else "ste")
-    annealed = progress if stage.name == "main" else 1.0
-    tau, decoder_tau = (part.surrogate.anneal(annealed, stage.sharpness) for part in (rate, distortion))
-    u = [noise.like(latent) if noise is not None else torch.zeros_like(latent) for latent in (y, z)]
-    model, bound = network.entropy_model, stage.scale_bound
-
-    z_hat = rate.sample(z, u[1], tau)
-    step = network.step_size(z_hat)
-    y = y / step
-    symbols = rate.sample(y, u[0], tau)
-    if rate.estimator == "ep":
-        parameters = model.parameters_of(symbols, z_hat)
-        y_bits = rate.expected_bits(y, symbols, tau, lambda v: model.y_likelihood(v, parameters, bound))
-        z_bits = rate.expected_bits(z, z_hat, tau, model.prior.likelihood)
-    else:
-        y_bits, z_bits = (-torch.log2(likelihood) for likelihood in model(symbols, z_hat, bound))
-    return Quantized(distortion.sample(y, u[0], decoder_tau) * step, y_bits, z_bits)

@@ -31,6 +31,9 @@ def learning_rate(stage: Stage, now: Moment) -> float:
         return stage.lr * rise * min(1.0, (1 - now.progress) / COOLDOWN)
     if stage.schedule == "step":
         return stage.lr * rise * (1.0 if now.progress < 0.5 else 0.1)
+    if stage.schedule == "steps":
+        falls = (400 / 450, 425 / 450) if stage.name == "main" else (0.5, 0.75)
+        return stage.lr * rise * 0.1 ** sum(now.progress >= at for at in falls)
     return stage.lr * rise * 0.5 * (1 + math.cos(math.pi * now.progress))
 
 

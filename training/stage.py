@@ -48,7 +48,7 @@ def main(name: StageName, description: str) -> int:
             "--lmbda", type=float, nargs=2, required=True, metavar=("LOW", "HIGH"), help="range of lambda"
         )
     else:
-        parser.add_argument("--lmbda", type=float, required=True, help="weight of 1 - MS-SSIM against bits per pixel")
+        parser.add_argument("--lmbda", type=float, required=True, help="weight of the distortion against the rate")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
     if name in ("main", "post_filter"):
         parser.add_argument("--init", type=Path, help="start from a model: a run folder, a ladder's, or weights")
@@ -131,11 +131,11 @@ def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path
     network = Network(model)
     if (run / f"{stage.name}.pt").exists():
         return network  # `train` loads it
-    position = STAGES.index(stage.name)
-    if position > 0:
-        before = load_checkpoint(run / f"{STAGES[position - 1]}.pt", model, None, lmbda)
+    earlier = stage_before(stage.name, model, run)
+    if earlier is not None:
+        before = load_checkpoint(run / f"{earlier}.pt", model, None, lmbda)
         if not before["done"]:
-            raise UserError(f"{run}: stage {STAGES[position - 1]} is not finished; continue it with --resume")
+            raise UserError(f"{run}: stage {earlier} is not finished; continue it with --resume")
         network.load_state_dict(before["network"])
     if init is not None and init != run:
         weights = initial_weights(init, stage.name, lmbda, model)
@@ -145,6 +145,15 @@ def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path
             part = {k.removeprefix("post_filter."): v for k, v in weights.items() if k.startswith("post_filter.")}
             network.post_filter.load_state_dict(part)
     return network
+
+
+def stage_before(name: StageName, model: ModelConfig, run: Path) -> StageName | None:
+    """The stage that this one starts from. A model without post-filter skips that stage, and may skip the joint one."""
+    position = STAGES.index(name)
+    before = STAGES[position - 1] if position else None
+    if model.grdn is None and position and not (before == "joint" and (run / "joint.pt").exists()):
+        return "main"
+    return before
 
 
 def _write_record(

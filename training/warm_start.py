@@ -66,6 +66,8 @@ def _from_trunk(path: Path, lmbda: float, model: ModelConfig) -> State:
 
 
 def _from_weights(folder: Path, lmbda: float, model: ModelConfig) -> State:
+    if model.transforms != "cheng" or model.entropy not in ("mixture", "context"):
+        raise UserError(f"--init {folder}: model {model.name} can start from a run folder, not from weights")
     if model.learned_step:
         raise UserError(f"--init {folder}: a learned step cannot be taken from weights; start from a run folder")
     ladder = Ladder.load(folder)

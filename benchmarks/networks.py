@@ -1,0 +1,112 @@
+"""Each of the 4th paper's networks as a real codec: trained for a while, exported, packaged, decoded as the judge does.
+
+Prints a row for each: parameters, estimated and real bits per pixel and what exactness costs, seconds of encoding and
+decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what is there is not done again.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.exactness import estimated_bytes
+from eval.points import our_point, run_module
+from eval.score import pool
+from ratecontrol.table import write_table
+from submission.config import NETWORKS, ModelConfig
+from submission.console import progress, run
+from submission.errors import UserError
+from submission.files import list_images, make_folder, read_image
+from submission.ladder import MANIFEST, Ladder
+from submission.network import Network
+from training.checkpoint import is_done, load_checkpoint
+from training.options import seconds
+
+#: Bits per pixel that no picture needs: the one model is taken for all.
+NO_CAP = "24"
+
+#: Part of the time that goes into the main stage.
+MAIN = 0.8
+
+FIELDS = ("network", "parameters", "lambda", "steps", "estimated_bpp", "bpp", "cost_percent")
+FIELDS += ("encode_seconds", "decode_seconds", "msssim", "psnr")
+
+
+def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Path, folder: Path) -> None:
+    """Main and hard stage of one model within `budget` seconds."""
+    for script, stage, share in (("main_net", "main", MAIN), ("hard", "hard", 1 - MAIN)):
+        checkpoint = folder / f"{stage}.pt"
+        if not is_done(checkpoint):
+            again = ["--resume"] if checkpoint.exists() else []
+            common = ["--preset", preset, "--lmbda", f"{lmbda:g}", "--time-budget", f"{share * budget:g}s"]
+            run_module(f"training.{script}", *common, "--data", *data, "--cache", cache, "--run", folder, *again)
+
+
+def measure(name: str, lmbda: float, images: Path, folder: Path) -> dict[str, object]:
+    """The row of a trained model in `folder`, on the pictures `images`."""
+    weights = folder / "weights"
+    if not (weights / MANIFEST).exists():
+        run_module("training.export", folder, "-o", weights)
+    run_module("ratecontrol.measure", images, "-o", folder / "table.csv", "--weights", weights, "--jobs", 1)
+    point = our_point(images, folder / "judged", folder / "table.csv", weights, NO_CAP)
+    assert point.pictures is not None
+    state = load_checkpoint(folder / "hard.pt", None, None, None)
+    network = Network(ModelConfig.from_json(state["config"])).eval()
+    network.load_state_dict(state["network"])
+    codec = Ladder.load(weights).codec(0)
+    pictures = [read_image(path) for path in list_images([images])]
+    estimated = sum(estimated_bytes(network, codec, picture) for picture in progress(pictures, f"{name}, estimating"))
+    total = pool(point.pictures)
+    real = sum(path.stat().st_size for path in (folder / "judged" / "submission").glob("*.clic"))
+    steps = sum(load_checkpoint(folder / f"{stage}.pt", None, None, None)["step"] for stage in ("main", "hard"))
+    values = (
+        *(name, sum(p.numel() for p in network.parameters()), lmbda, steps),
+        *(8 * estimated / total.pixels, 8 * real / total.pixels, 100 * (real / estimated - 1)),
+        *(point.encode_seconds, point.decode_seconds, total.msssim, total.psnr),
+    )
+    return dict(zip(FIELDS, values, strict=True))
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [
+        "network               parameters  steps  bpp estimated    real  cost %  encode s  decode s  MS-SSIM   PSNR"
+    ]
+    lines += [
+        "{network:20}  {parameters:10,}  {steps:5}  {estimated_bpp:13.4f}  {bpp:.4f}  {cost_percent:6.2f}"
+        "  {encode_seconds:8.2f}  {decode_seconds:8.2f}  {msssim:.5f}  {psnr:5.2f}".format(**row)
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.networks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m benchmarks.networks kodak --data photos --minutes 5 -o runs/networks",
+    )
+    names = [config.name for config in NETWORKS]
+    parser.add_argument("images", type=Path, help="folder of pictures to code")
+    parser.add_argument("--networks", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
+    parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: that of the results)")
+    parser.add_argument("--minutes", default="5", metavar="M", help="training time of each (default: %(default)s)")
+    parser.add_argument("--lmbda", type=float, default=0.0067, help="of the squared error (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for models and results")
+    options = parser.parse_args()
+    budget = seconds(f"{options.minutes}m")
+    if not options.images.is_dir():
+        raise UserError(f"{options.images}: not a folder of pictures")
+    rows = []
+    for name in options.networks:
+        folder = make_folder(make_folder(options.output) / name)
+        train(f"{name}-small", options.lmbda, budget, options.data, options.cache or options.output, folder)
+        rows.append(measure(f"{name}-small", options.lmbda, options.images, folder))
+        write_table(options.output / "networks.csv", pd.DataFrame(rows))
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
