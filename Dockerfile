@@ -7,11 +7,11 @@ FROM python:3.11-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends binutils
 # Where the CPU build of torch comes from: PyTorch's own index, or with TORCH_INDEX= a wheel in the folder wheels.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-COPY pyproject.toml wheels* /src/
+COPY pyproject.toml constraints.txt wheels* /src/
 RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
     > /src/requirements.txt \
  && pip install --no-cache-dir --no-compile --target /opt/decoder/packages --find-links /src \
-    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /src/requirements.txt
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c /src/constraints.txt -r /src/requirements.txt
 COPY submission /opt/decoder/submission
 COPY image/trim.py /src/
 ENV PYTHONPATH=/opt/decoder:/opt/decoder/packages

@@ -1,14 +1,15 @@
 # make demo        the whole pipeline on the photos of scikit-image, or on IMAGES=folder; see demo/report.html
-# make test        all tests but those of the image
+# make test        all tests but the two below
 # make test-image  builds the image and runs it, where there is something to build it with
+# make test-arm    decodes on an ARM machine: this one, or an emulated one where there is something to emulate it with
 # make lint        ruff and mypy
 # make submission  IMAGES=folder: the submissions of the three rates, in dist/
 # make image       the decoder as a container image, clic-decoder
 # make decoder     the decoder as dist/decoder.zip, for judges with a Python of their own
 # make wheels      constriction for other Pythons than this one, which the two before take along
 #
-# The first of them sets up .venv with PYTHON (3.11 or later). Where the default torch is not wanted, name another
-# index for it: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The first of them sets up .venv with PYTHON (3.11 or later) and the torch of constraints.txt. Where the default build of
+# it is not wanted, name another index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
@@ -21,8 +22,8 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
-TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
-CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^"]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell grep '^torch==' constraints.txt)
+CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^";]*\).*/\1/p' pyproject.toml)
 # The image's labels; its build checks them against what `decode --version` says.
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' submission/__init__.py)
 LADDER = $(shell "$(PYTHON)" -c 'import hashlib, json; models = json.load(open("submission/weights/manifest.json"))["models"]; \
@@ -36,29 +37,32 @@ endif
 WHEELS := $(if $(wildcard wheels/constriction-*.whl),--wheels wheels)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-image lint submission image decoder wheels
+.PHONY: help demo test test-image test-arm lint submission image decoder wheels
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 # torch first and by itself: it alone may come from another index
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3 found; name one of 3.11 or later: make PYTHON=..." >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than 3.11; name another: make PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(RUN) -m pip install --disable-pip-version-check -e '.[train,eval,dev]'
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
 	touch $@
 
 demo: $(INSTALLED)
 	$(RUN) -m eval.demo $(if $(IMAGES),"$(IMAGES)") -o demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --ignore tests/test_image.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --ignore tests/test_image.py --ignore tests/test_arm.py
 
 test-image: $(INSTALLED)
 	$(RUN) -m pytest -rs tests/test_image.py
+
+test-arm: $(INSTALLED)
+	$(RUN) -m pytest -rs tests/test_arm.py
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import constriction
 import numpy as np
 import pandas as pd
 import torch
@@ -128,6 +127,8 @@ def raster(height: int, width: int) -> Iterator[tuple[Positions, Positions]]:
 def seconds_by_position(config: ModelConfig, size: tuple[int, int]) -> float:
     """Seconds of the loop that wavefronts replace, as published code writes it: position by position through the
     floating-point network, K Gaussians at 33 values for every latent, one call of the coder a position."""
+    import constriction  # our own coder takes integer weights alone
+
     model = entropy_model(config).eval()
     m, k, group = config.M, config.mixtures, config.M // config.groups
     masked = [(c.conv.weight * c.mask, c.conv.bias) for c in model.contexts]

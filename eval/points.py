@@ -4,6 +4,7 @@ A peer's numbers are those of its table, measured from the very files that are c
 decoder runs apart from everything, as the judge would run it (`eval.simulate`); what it wrote is scored.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,9 +26,14 @@ from ratecontrol.allocate import portable, read_problem
 from ratecontrol.budget import byte_cap, parse_bpp
 from ratecontrol.knapsack import allocate
 from ratecontrol.table import write_table
+from submission.errors import UserError
 from submission.files import Picture, make_folder, read_image, write_bytes
+from submission.processes import finish, how_it_ended, tied, watched
 
 OURS = "ours"
+
+#: Seconds for a command to end by itself when we are interrupted.
+LEAVING = 0.8
 
 
 @dataclass(frozen=True)
@@ -153,16 +159,23 @@ def digest(folder: Path) -> str:
 
 
 def run_module(module: str, *arguments: object) -> None:
-    """Run `python -m module`, showing only its progress; if it fails, its error line and exit code become ours."""
-    with subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.DEVNULL) as child:
+    """Run `python -m module`, showing only its progress; if it fails, its error line and exit code become ours.
+
+    UserError if it is killed, or stopped for long.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with watched(subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=tied())) as child:
         try:
-            code = child.wait()
+            finish(child, module)
         except KeyboardInterrupt:
             child.terminate()  # it has not seen the signal if that was for us alone
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(LEAVING)
             raise
-    if code:
-        sys.exit(code)
+    if child.returncode < 0:
+        raise UserError(f"{module} {how_it_ended(child.returncode)}; run the command again: it goes on where it was")
+    if child.returncode:
+        sys.exit(child.returncode)
 
 
 def _mean(rows: list[dict[Hashable, Any]], column: str) -> float:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ratecontrol.budget import byte_cap, parse_bpp
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images
+from submission.processes import Silence, check_not_stopped, finish, kill, register, tied, watched
 
 CORES = 2
 MEMORY_BYTES = 12 * 1000**3
@@ -84,10 +85,13 @@ def decoded(submission: Path, originals: Path, seconds: float = TIME_SECONDS) ->
 def isolation() -> list[str]:
     """The command prefix that shuts a process off from the network and lets it hide files; empty if not allowed."""
     prefix = ["unshare", "--map-root-user", "--net", "--mount"]
+    command, pipe = [*prefix, "sh", "-c", "mount --bind /dev/null /dev/null"], subprocess.PIPE
     try:
-        probe = subprocess.run([*prefix, "sh", "-c", "mount --bind /dev/null /dev/null"], capture_output=True)
+        probe = subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=tied())
     except FileNotFoundError:
         return []
+    with watched(probe):
+        finish(probe, prefix[0])
     return prefix if probe.returncode == 0 else []
 
 
@@ -105,14 +109,16 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_limit,
+            preexec_fn=_limits(),
         )
-    bar = console.Progress("decoding", pictures)
+    register(process)
+    bar, silence = console.Progress("decoding", pictures), Silence()
     deadline = time.monotonic() + seconds
     try:
         while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
             if time.monotonic() > deadline:
                 raise TooSlow(f"the decoder was stopped at the limit of {seconds:g} s")
+            check_not_stopped(process, "the decoder", silence)
             time.sleep(0.05)
             bar.advance(sum(1 for _ in folder.rglob("*.png")) - bar.done)
         _, status, usage = done
@@ -121,14 +127,20 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
         bar.close()
         with contextlib.suppress(ProcessLookupError):  # what the decoder, or an interrupt of ours, left running
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
     return process.returncode, usage.ru_maxrss * 1024
 
 
-def _limit() -> None:
-    """In the child, before the decoder: the judge's memory and cores."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+def _limits() -> Callable[[], None]:
+    """What the child does before the decoder: take the judge's memory and cores, and end when we do."""
+    end_with_us = tied()
+
+    def before_exec() -> None:
+        end_with_us()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+
+    return before_exec
 
 
 def decoder_size(submission: Path) -> int:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from submission.errors import UserError
 from submission.files import Picture
+from submission.processes import finish, how_it_ended, tied, watched
 
 ENCODER, DECODER = "vvencapp", "vvdecapp"
 
@@ -41,7 +42,7 @@ Array = NDArray[np.float64]
 def version() -> str | None:
     """What encodes; None where nothing does."""
     if _programs():
-        said = subprocess.run([ENCODER, "--version"], capture_output=True, text=True).stdout
+        said = _ended(ENCODER, "--version")[1].decode(errors="replace")
         found = re.search(r"\d+\.\d+[.\d]*", said)
         return f"VVenC {found[0] if found else 'of unknown version'}"
     ffmpeg = _ffmpeg()
@@ -158,8 +159,20 @@ def _doubled(plane: Array) -> Array:
 
 
 def _run(program: str, *arguments: object, given: bytes = b"") -> bytes:
-    done = subprocess.run([program, *map(str, arguments)], input=given, capture_output=True)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace") or "it said nothing"
+    code, out, err = _ended(program, *arguments, given=given)
+    if code:
+        said = (err.strip() or out.strip()).decode(errors="replace") or how_it_ended(code)
         raise UserError(f"{Path(program).name} failed: {said.splitlines()[-1]}")
-    return done.stdout
+    return out
+
+
+def _ended(program: str, *arguments: object, given: bytes = b"") -> tuple[int, bytes, bytes]:
+    """The exit code of `program` and what it wrote to stdout and stderr."""
+    command, pipe = [program, *map(str, arguments)], subprocess.PIPE
+    with tempfile.TemporaryFile() as source:
+        source.write(given)
+        source.seek(0)
+        process = subprocess.Popen(command, stdin=source, stdout=pipe, stderr=pipe, preexec_fn=tied())
+    with watched(process):
+        out, err = finish(process, Path(program).name)
+    return process.returncode, out, err

@@ -1,7 +1,7 @@
 """Build the decoder folder, as one zip: for judges who bring a Python with torch, numpy and pillow.
 
-Unpacked beside streams, `decode` without arguments writes their PNGs there. What such a Python lacks, constriction,
-comes along: as installed here, and from the wheels in --wheels for other versions of Python (`make wheels`).
+Unpacked beside streams, `decode` without arguments writes their PNGs there. What makes it faster, constriction, comes
+along: as installed here, and from the wheels in --wheels for other versions of Python (`make wheels`).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from submission.ladder import MANIFEST as WEIGHTS_MANIFEST
 #: The organisers' limit on the decoder, weights included.
 MAX_DECODER_BYTES = 250_000_000
 
-#: The one dependency that judges are not expected to have.
+#: What judges are not expected to have; the decoder does without where there is none for their Python.
 VENDORED = "constriction"
 
 DECODE = '''\
@@ -50,10 +50,7 @@ try:
     from submission.console import run
     from submission.decode import main
 except ImportError as error:
-    needs = "the decoder needs torch, numpy and pillow"
-    if error.name == "constriction":
-        needs = "decoder/vendor has it for other machines than " + EXTENSION_SUFFIXES[0]
-    print(f"error: {error}; {needs}", file=sys.stderr)
+    print(f"error: {error}; the decoder needs torch, numpy and pillow", file=sys.stderr)
     sys.exit(2)
 
 run(main)
@@ -62,9 +59,9 @@ run(main)
 
 def write_decoder(folder: Path, ladder: Ladder, qualities: Iterable[int], wheels: Path | None = None) -> None:
     """Write `decode` and `decoder/` into `folder`: the code of `submission`, what `qualities` need of its weights, and
-    constriction, as installed here and from the wheels in `wheels`.
+    constriction, as installed here, if it is, and from the wheels in `wheels`.
 
-    Raises WeightsError for damaged weights, UserError for wheels of another version.
+    Raises WeightsError for damaged weights, UserError for wheels of different versions.
     """
     write(folder / "decode", DECODE.encode(), executable=True)
     code = folder / "decoder" / "submission"
@@ -90,19 +87,34 @@ def write(path: Path, data: bytes, executable: bool = False) -> None:
 
 
 def installed() -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Files of constriction as installed here."""
-    for file in importlib.metadata.files(VENDORED) or []:
+    """Files of constriction as installed here; none where it is not."""
+    try:
+        files = importlib.metadata.files(VENDORED) or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
         if wanted(file):
             yield PurePosixPath(file), Path(str(file.locate())).read_bytes()
 
 
+def installed_version() -> str | None:
+    """The version of constriction that encodes here; None where our own coder does."""
+    try:
+        return importlib.metadata.version(VENDORED)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def unpacked(wheels: Path | None) -> Iterator[tuple[PurePosixPath, bytes]]:
     """Files of constriction in the wheels of a folder; they differ in their binaries alone, whose names say for which
-    Python and machine they are, so all of them fit into one folder. UserError for another version than installed."""
-    version = importlib.metadata.version(VENDORED)
+    Python and machine they are, so all of them fit into one folder. UserError for another version than installed, or
+    than the first wheel's."""
+    version = installed_version()
     for wheel in sorted(wheels.glob(f"{VENDORED}-*.whl")) if wheels else []:
-        if wheel.name.split("-")[1] != version:
-            raise UserError(f"{wheel}: not version {version}, which is the one that encodes here")
+        found = wheel.name.split("-")[1]
+        version = version or found
+        if found != version:
+            raise UserError(f"{wheel}: not version {version}, which comes along already")
         try:
             with zipfile.ZipFile(wheel) as archive:
                 paths = map(PurePosixPath, archive.namelist())
@@ -156,7 +168,7 @@ def main() -> int:
     print(
         f"{options.output}: {len(data) / 1e6:.1f} MB of {MAX_DECODER_BYTES / 1e6:.0f}, all {len(ladder.models)} models"
     )
-    print(f"needs torch, numpy and pillow; has {VENDORED} for {', '.join(pythons)}")
+    print(f"needs torch, numpy and pillow; has {VENDORED}, which is faster, for {', '.join(pythons) or 'no Python'}")
     return check_size(len(data))
 
 

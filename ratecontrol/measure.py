@@ -79,6 +79,9 @@ class Task:
     table: Path
     stream: str  #: the file to keep the stream in, relative to the table's folder
 
+    def __str__(self) -> str:
+        return f"{self.picture.name} {self.candidate}"
+
     @property
     def candidate(self) -> str:
         return self.choice.name

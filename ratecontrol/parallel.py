@@ -1,24 +1,21 @@
-"""Independent work on many processes or machines, with `dask.distributed`."""
+"""Independent work on many processes of this machine, or on those of a Dask scheduler."""
 
-import importlib.util
-import logging
+import collections
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
+from ratecontrol.cluster import compute_there
 from submission.cores import given_cores
-from submission.errors import UserError
+from submission.workers import Job, Pool
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Pixels to encode from which a cluster of this machine's cores is worth the seconds that it takes to start.
-WORTH_A_CLUSTER = 20_000_000
-
-#: Seconds in which a scheduler must answer and have a worker.
-PATIENCE = 30
+#: Pixels to encode from which processes on all of this machine's cores are worth the seconds that they take to start.
+WORTH_A_POOL = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -41,50 +38,32 @@ class Workers:
         """With the number of processes decided."""
         if self.jobs is not None or self.scheduler is not None:
             return self
-        large = pixels >= WORTH_A_CLUSTER and importlib.util.find_spec("distributed") is not None
-        return replace(self, jobs=given_cores() if large else 1)
+        return replace(self, jobs=given_cores() if pixels >= WORTH_A_POOL else 1)
 
 
 def compute(work: Callable[[T], R], items: list[T], workers: Workers) -> Iterator[R]:
-    """work(item) of all items, as they are done. The first exception of `work` ends it.
+    """work(item) of all items, as they are done; the first exception of `work` ends it. `str(item)` is for messages.
 
-    Raises UserError where there is no scheduler, none of its workers answers, or a worker is killed.
+    Raises UserError where what works for us is lost for good: here more than RETRIES times with the same item
+    (`submission.workers`), elsewhere as `ratecontrol.cluster` says.
     """
     if not items:
         return
+    if workers.scheduler is not None:
+        yield from compute_there(work, items, workers.scheduler)
+        return
+    jobs = workers.jobs or 1
+    waiting = collections.deque(items)
+    pool = Pool(min(jobs, len(items)), max(torch.get_num_threads() // jobs, 1))
     try:
-        import dask
-        from distributed import Client, KilledWorker, LocalCluster, as_completed
-    except ModuleNotFoundError:
-        raise UserError("--jobs and --scheduler need Dask: pip install distributed, or leave them out") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    cluster = None
-    if workers.scheduler is None:
-        jobs = workers.jobs or 1
-        # instead of Dask's own, which has workers give every freed page back, where networks free arrays all the time
-        environment = {"OMP_NUM_THREADS": max(torch.get_num_threads() // jobs, 1)}
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": environment}):
-            cluster = LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=min(jobs, len(items)),
-                threads_per_worker=1,
-                memory_limit=0,  # a large picture may take what there is
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
-    client = None
-    try:
-        try:
-            client = Client(cluster or workers.scheduler, timeout=PATIENCE)  # type: ignore[no-untyped-call]
-            client.wait_for_workers(1, timeout=PATIENCE)
-        except (OSError, ValueError) as error:  # TimeoutError is one
-            what = f"--scheduler {workers.scheduler}" if workers.scheduler else "the local workers"
-            raise UserError(f"{what}: no Dask scheduler with workers answers ({error})") from None
-        futures = client.map(work, items, pure=False)
-        for future in as_completed(futures):  # type: ignore[no-untyped-call]
-            yield future.result()
-    except KilledWorker:
-        raise UserError("a worker was killed, perhaps for lack of memory; run again with fewer --jobs") from None
+        while waiting or pool.busy:
+            while waiting and pool.free:
+                pool.start(_job(work, waiting.popleft()))
+            for _, result in pool.poll():
+                yield result
     finally:
-        for resource in (client, cluster):
-            if resource is not None:
-                resource.close()
+        pool.close()
+
+
+def _job(work: Callable[[T], R], item: T) -> Job:
+    return Job(str(item), lambda: (work, (item,)))

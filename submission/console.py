@@ -5,16 +5,21 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from submission import processes
 from submission.errors import UserError
 
 T = TypeVar("T")
 
 #: Nothing is drawn before this many seconds, so that quick commands stay quiet.
 QUIET_SECONDS = 1.0
+
+#: Seconds in which a command ends by itself after Ctrl-C or SIGTERM; then it is cut off.
+GOODBYE = 1.3
 
 #: What the system says when a disk, or what a user may have of it, is full.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,12 +35,26 @@ def run(main: Callable[[], int]) -> None:
     """
     # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    said = threading.Event()
+    with _cut_off(said) as called:
+        code = _exit_code(main, said)
+    if called.is_set():  # Python's own end takes a second with all the libraries that there are
+        processes.kill_all()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], int], said: threading.Event) -> int:
+    """What `main` returns, or the code of what it raised, told on stderr; `said` is set once that is an interrupt."""
     try:
         code = main()
         sys.stdout.flush()
     except UserError as error:
         code = fail(str(error))
     except KeyboardInterrupt:
+        said.set()
         fail("interrupted")
         code = 130
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
@@ -47,14 +66,66 @@ def run(main: Callable[[], int]) -> None:
         code = fail(f"{where}{error.strerror or error}{advice}")
     except MemoryError:
         code = fail("not enough memory for this picture")
-    sys.exit(code)
+    return code
+
+
+@contextlib.contextmanager
+def _cut_off(said: threading.Event) -> Iterator[threading.Event]:
+    """Leave the process GOODBYE after SIGINT or SIGTERM, with all that it started, whatever holds it up.
+
+    A library's call may take longer than that, and so may the threads that Python waits for at the end. A main that
+    saves its work first has the time that it needs (`patient`). Yields whether there was a signal.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    called = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                called.set()
+                time.sleep(GOODBYE)
+                if not said.is_set():  # by a thread of its own, since whoever should read it may not
+                    words = threading.Thread(target=fail, args=("interrupted",), daemon=True)
+                    words.start()
+                    words.join(0.1)
+                processes.kill_all()
+                os._exit(130)
+        os.close(reader)
+
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield called
+    finally:
+        if not called.is_set():
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Nothing is cut off in this block: it ends by itself after a signal."""
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+
+
+def note(message: str) -> None:
+    """Print one line to stderr that is no error, in place of a progress line if one stands there."""
+    print(f"{_eraser()}note: {message}", file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> int:
     """Print one error line to stderr, in place of a progress line if one stands there; returns the exit code 2."""
-    erase = ERASE_LINE if sys.stderr.isatty() else ""
-    print(f"{erase}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{_eraser()}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 2
+
+
+def _eraser() -> str:
+    return ERASE_LINE if sys.stderr.isatty() else ""
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

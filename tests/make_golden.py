@@ -4,8 +4,8 @@
 those named after networks of the 4th paper, one for each entropy model, without transforms and tables.
 """
 
+import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,8 @@ from submission.ladder import DEFAULT_WEIGHTS, Ladder, read_safetensors
 from submission.latent_coding import LatentCoder
 from submission.parts import entropy_coder
 from tests.conftest import make_ladder, noise_picture, untrained_network
+from tests.everywhere import GOLDEN, facts
 from training.export import export_tensors
-
-GOLDEN = Path(__file__).parent / "golden"
 
 #: Golden models besides `tiny`.
 NETWORK_MODELS = ("ms-hyper", "ms-hyper-zero", "ms-context", "cheng-attn", "charm-zero", "elic-zero")
@@ -70,6 +69,15 @@ def payloads() -> dict[str, bytes]:
     return made
 
 
+def write_photos() -> None:
+    """Streams of pictures by three models of the shipped ladder, and what this machine makes of them."""
+    ladder = Ladder.load(DEFAULT_WEIGHTS)
+    for quality in sorted({ladder.qualities[at] for at in (0, len(ladder.models) // 2, -1)}):
+        stream = ladder.codec(quality).compress(noise_picture(183, 253))
+        (GOLDEN / f"photo_{quality}.clic").write_bytes(stream)
+    (GOLDEN / "photos.json").write_text(json.dumps(facts(GOLDEN)) + "\n")
+
+
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     if not (GOLDEN / "tiny.safetensors").exists():
@@ -83,10 +91,11 @@ def main() -> None:
             entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if k.startswith("entropy.")}
             own = {k: v for k, v in entropy.items() if not k.startswith("tables.")}
             write_bytes(GOLDEN / f"{name}.safetensors", save(own))
-    for old in GOLDEN.glob("*.bin"):
+    for old in [*GOLDEN.glob("*.bin"), *GOLDEN.glob("photo*")]:
         old.unlink()
     for name, payload in payloads().items():
         (GOLDEN / f"{name}.bin").write_bytes(payload)
+    write_photos()
 
 
 if __name__ == "__main__":

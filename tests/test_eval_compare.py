@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from eval.metrics import ms_ssim
 from eval.score import PictureScore
 from ratecontrol.budget import byte_cap, parse_bpp
 from submission.errors import UserError
-from tests.commands import assert_refused, call
-from tests.conftest import noise_picture
+from tests.commands import Result, assert_refused, call
+from tests.conftest import ROOT, noise_picture
+from tests.faults import assert_gone, wait_for
 
 #: No codec reaches the first, all have their best quality at the second.
 RATES = ("0.001", "96")
@@ -320,25 +320,56 @@ def test_demo_has_photos_of_its_own(tmp_path: Path) -> None:
     assert all(Image.open(path).mode == "RGB" for path in folder.iterdir())
 
 
-def test_termination_ends_the_command_that_measures(tmp_path: Path) -> None:
+@pytest.fixture
+def measuring(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command that has started another, as eval.compare does with ratecontrol.measure, and the process id of that."""
     (tmp_path / "measures.py").write_text(
         "import os, pathlib, time; pathlib.Path('pid').write_text(f'{os.getpid()} '); time.sleep(600)"
     )
     script = (
-        "from eval.points import run_module; from submission.console import run; run(lambda: run_module('measures'))"
+        "from eval.points import run_module; from submission import console, processes; processes.PATIENCE = 3;"
+        "console.run(lambda: run_module('measures'))"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
+    written = tmp_path / "pid"
     try:
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().endswith(" "):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=60)[1] == "error: interrupted\n"
-        assert process.returncode == 130
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "pid").read_text()), 0)
+        wait_for(lambda: process.poll() is not None or (written.exists() and written.read_text().endswith(" ")))
+        assert process.poll() is None
+        yield process, int(written.read_text())
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_termination_ends_the_command_that_measures(
+    measuring: tuple[subprocess.Popen[str], int], stopped: bool
+) -> None:
+    process, measure = measuring
+    if stopped:
+        os.kill(measure, signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=120)[1] == "error: interrupted\n"
+    assert process.returncode == 130
+    assert_gone(measure)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "was killed (SIGKILL)"), (signal.SIGSTOP, "was stopped and not continued")]
+)
+def test_a_command_that_is_killed_or_stopped(
+    measuring: tuple[subprocess.Popen[str], int], number: signal.Signals, words: str
+) -> None:
+    process, measure = measuring
+    os.kill(measure, number)
+    _, errors = process.communicate(timeout=120)
+    assert_refused(Result(process.returncode, "", errors), f"measures {words}", "it goes on where it was")
+    assert_gone(measure)
+
+
+def test_kill_ends_what_it_started(measuring: tuple[subprocess.Popen[str], int]) -> None:
+    process, measure = measuring
+    process.kill()
+    assert_gone(measure)

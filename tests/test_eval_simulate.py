@@ -1,7 +1,11 @@
 """eval.simulate: the decoder runs as at the judge's, and nothing that goes wrong there passes."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,9 @@ from eval import simulate
 from eval.metrics import ms_ssim
 from eval.simulate import TooSlow, decoded, isolation
 from submission.errors import UserError
-from tests.conftest import noise_picture, run_module
+from tests.commands import Result, assert_refused
+from tests.conftest import ROOT, noise_picture, run_module
+from tests.faults import assert_gone, wait_for
 
 #: A stand-in for our decoder: its streams are BMPs.
 DECODE = """#!/usr/bin/env python3
@@ -155,3 +161,36 @@ def test_without_a_decoder(make: Make, originals: Path) -> None:
     (submission / "decode").chmod(0o644)
     with pytest.raises(UserError, match="no executable named decode"), decoded(submission, originals):
         pass
+
+
+@pytest.fixture
+def decoding(make: Make, originals: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A command whose decoder takes long, and that decoder's process id."""
+    make(f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600")
+    script = "from eval import simulate; from submission import console, processes; processes.PATIENCE = 3;"
+    command = [sys.executable, "-c", f"{script} console.run(simulate.main)", tmp_path / "submission"]
+    command += ["--originals", originals]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: process.poll() is not None or (tmp_path / "pid").exists())
+        yield process, int((tmp_path / "pid").read_text())
+    finally:
+        process.kill()
+
+
+def test_a_decoder_that_is_stopped(decoding: tuple[subprocess.Popen[str], int]) -> None:
+    process, decoder = decoding
+    os.kill(decoder, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=120)
+    assert_refused(Result(process.returncode, "", errors), "the decoder was stopped and not continued for 3 s")
+    assert_gone(decoder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_decoder_ends_with_the_command(decoding: tuple[subprocess.Popen[str], int], number: signal.Signals) -> None:
+    process, decoder = decoding
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert errors == ("" if number == signal.SIGKILL else "error: interrupted\n")
+    assert_gone(decoder)

@@ -1,14 +1,19 @@
 """Golden bitstreams: the same latents give the same bytes, byte for byte, and these bytes give the latents back.
 
 When this fails the format has changed: raise `bitstream.VERSION`, say so in CHANGELOG, then run
-`python -m tests.make_golden`. For a new ladder only the `shipped_*` files change.
+`python -m tests.make_golden`. For a new ladder only the `shipped_*` and `photo*` files change. Each range
+coder is held to them, and every machine: `test_arm.py` has what an ARM machine makes of the photos.
 """
+
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from submission import bitstream
+from submission import bitstream, latent_coding
 from submission.ladder import Ladder
+from tests.everywhere import assert_as_golden, facts
 from tests.make_golden import (
     GOLDEN,
     NETWORK_MODELS,
@@ -18,6 +23,17 @@ from tests.make_golden import (
     payloads,
     tiny_codec,
 )
+
+
+@pytest.fixture(params=["coder_python", "coder_constriction"], autouse=True)
+def coder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code with this range coder."""
+    try:
+        module = importlib.import_module(f"submission.{request.param}")
+    except ImportError:
+        pytest.skip("constriction is not published for this machine")
+    monkeypatch.setattr(latent_coding, "Encoder", module.Encoder)
+    monkeypatch.setattr(latent_coding, "Decoder", module.Decoder)
 
 
 def test_encoder_output_byte_by_byte() -> None:
@@ -54,3 +70,7 @@ def test_shipped_streams_decode(quality: int) -> None:
     _, y_hat, z_hat = entropy.encode(*fixed_latents(entropy.config, 1, 1))
     found = entropy.decode((GOLDEN / f"shipped_{quality}.bin").read_bytes(), (4, 4))
     assert np.array_equal(found[0], y_hat) and np.array_equal(found[1], z_hat)
+
+
+def test_photos_decode_on_this_machine(tmp_path: Path) -> None:
+    assert_as_golden(facts(tmp_path), tmp_path)

@@ -15,7 +15,7 @@ from distributed import LocalCluster
 from PIL import Image
 
 from eval.metrics import ms_ssim, squared_error
-from ratecontrol import measure, parallel
+from ratecontrol import cluster, measure, parallel
 from ratecontrol.parallel import Workers
 from ratecontrol.table import MEASURED_COLUMNS
 from submission.errors import UserError
@@ -152,10 +152,10 @@ def test_processes_measure_the_same(tmp_path: Path, measured: Path, pictures: Pa
     assert timeless(table) == timeless(measured / "table.csv")
 
 
-def test_a_cluster_is_started_only_for_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_is_started_only_for_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "given_cores", lambda: 4)
-    assert Workers().enough_for(parallel.WORTH_A_CLUSTER - 1).alone
-    assert Workers().enough_for(parallel.WORTH_A_CLUSTER) == Workers(jobs=4)
+    assert Workers().enough_for(parallel.WORTH_A_POOL - 1).alone
+    assert Workers().enough_for(parallel.WORTH_A_POOL) == Workers(jobs=4)
     assert Workers(jobs=2).enough_for(1) == Workers(jobs=2)
     assert Workers(jobs=1).enough_for(10**12).alone
     remote = Workers(scheduler="tcp://host:8786")
@@ -164,23 +164,23 @@ def test_a_cluster_is_started_only_for_much_work(monkeypatch: pytest.MonkeyPatch
 
 def test_a_scheduler_measures_the_same(tmp_path: Path, measured: Path, pictures: Path, ladder_folder: Path) -> None:
     table = tmp_path / "table.csv"
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
-        result = run(table, pictures, ladder_folder, "--scheduler", cluster.scheduler_address)
+    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as local:
+        result = run(table, pictures, ladder_folder, "--scheduler", local.scheduler_address)
     assert result.code == 0, result.stderr
     assert timeless(table) == timeless(measured / "table.csv")
 
 
 def test_a_worker_passes_errors_on(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as local,
         mock.patch.object(measure, "ms_ssim", side_effect=UserError("the disk is full")),
     ):
-        result = run(tmp_path / "table.csv", pictures, ladder_folder, "--scheduler", cluster.scheduler_address)
+        result = run(tmp_path / "table.csv", pictures, ladder_folder, "--scheduler", local.scheduler_address)
     assert_refused(result, "the disk is full")
 
 
 def test_a_scheduler_that_is_not_there(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
-    with mock.patch.object(parallel, "PATIENCE", 1):
+    with mock.patch.object(cluster, "START_PATIENCE", 1):
         result = run(tmp_path / "table.csv", pictures, ladder_folder, "--scheduler", "tcp://127.0.0.1:9")
         assert_refused(result, "--scheduler tcp://127.0.0.1:9")
         assert_refused(run(tmp_path / "t.csv", pictures, ladder_folder, "--scheduler", "nonsense://x"), "--scheduler")

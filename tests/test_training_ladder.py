@@ -17,6 +17,7 @@ from submission.errors import UserError
 from submission.ladder import Ladder
 from submission.network import Network
 from tests.conftest import ROOT, noise_picture, untrained
+from tests.faults import assert_gone, children, said, wait_for
 from tests.training_kit import RECIPE, equal, run_all, session, weights
 from training.export import latents
 from training.ladder import Clock, LadderRun, run_name, train_ladder
@@ -44,45 +45,49 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ladder(data: Path, run: Path, *more: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training.ladder", "--preset", "tiny", "--data", data, "--run", run]
+    """`python -m training.ladder`, which waits less long for the silent than usual."""
+    script = (
+        "from submission import console, processes; from training import ladder; processes.PATIENCE = 8;"
+        "console.run(ladder.main)"
+    )
+    command = [sys.executable, "-c", script, "--preset", "tiny", "--data", data, "--run", run]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [*map(str, command), "--no-tensorboard", *map(str, more)]
     pipe = subprocess.PIPE
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def children(parent: int) -> list[int]:
-    """Processes of a ladder that train: below the fork server, which is a child of `parent`."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            found[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    direct = {pid for pid, above in found.items() if above == parent}
-    return [pid for pid, above in found.items() if above in direct]
-
-
-def wait_for(condition: object, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
 def test_killed_jobs_end_with_the_weights_of_one_process(data: Path, tmp_path: Path) -> None:
-    """kill -9 of a training process, then of the one that starts them, then the rest: bitwise as if nothing was."""
+    """Training processes killed and stopped, the one that starts them terminated, then killed; again: bitwise as if
+    nothing was."""
     whole = ladder(data, tmp_path / "whole")
     run = tmp_path / "run"
+
+    def disturb(process: subprocess.Popen[str], until: Path, number: signal.Signals) -> list[str]:
+        """Once `until` is there, stop a worker and send `number` to the command, which all ends; what it said."""
+        wait_for(lambda: process.poll() is not None or (until.exists() and children(process.pid)))
+        assert process.poll() is None, process.communicate()
+        every = children(process.pid)
+        os.kill(every[0], signal.SIGSTOP)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+        for pid in every:
+            assert_gone(pid)
+        return said(errors)
+
     first = ladder(data, run, "--jobs", 2)
     wait_for(lambda: children(first.pid))
     os.kill(children(first.pid)[0], signal.SIGKILL)
-    wait_for(lambda: (run / "lambda_3" / "main.pt").exists())
-    first.kill()
-    first.wait()
-    second = ladder(data, run, "--jobs", 2)
-    _, errors = second.communicate(timeout=300)
-    assert second.returncode == 0, errors
+    note, end = disturb(first, run / "lambda_3" / "main.pt", signal.SIGTERM)
+    assert (first.returncode, end) == (130, "error: interrupted")
+    assert "its worker was killed (SIGKILL); another one takes over" in note
+    disturb(ladder(data, run, "--jobs", 2), run / "lambda_3" / "post_filter.pt", signal.SIGKILL)
+    last = ladder(data, run, "--jobs", 2)
+    wait_for(lambda: children(last.pid))
+    os.kill(children(last.pid)[0], signal.SIGSTOP)
+    _, errors = last.communicate(timeout=300)
+    assert last.returncode == 0, errors
+    assert "gave no sign of life" in errors
     _, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, errors
     for lmbda in RECIPE.lambdas:

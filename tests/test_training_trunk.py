@@ -16,7 +16,7 @@ from training.objective import Pass, forward
 from training.stage import main, run_stage
 from training.warm_start import initial_weights
 
-STAGE = dataclasses.replace(RECIPE.stage("trunk"), lambdas=(1.0, 64.0), warmup=0)
+STAGE = dataclasses.replace(RECIPE.stage("trunk"), lambdas=(1.0, 64.0), warmup=0, steps=6)
 
 
 def perturbed() -> Trunk:

@@ -159,10 +159,9 @@ def _stage_in_child(
     folder: Path,
     init: Path | None,
     started: float,
-) -> int:
+) -> None:
     session = Session(pictures_of(options, stage.crop, ALONE), device_of(options), ALONE, not options.no_tensorboard)
     run_stage(model, stage, lmbda, folder, init, session, started)
-    return 0
 
 
 def main() -> int:
@@ -215,4 +214,6 @@ def _with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
 
 
 if __name__ == "__main__":
-    run(main)
+    from training import ladder as importable  # workers look its functions up by that name, not in __main__
+
+    run(importable.main)

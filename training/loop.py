@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from submission.console import Progress
+from submission.console import Progress, patient
 from submission.errors import UserError
 from submission.network import Network
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -246,7 +246,8 @@ def stop_gracefully() -> Iterator[Stopping]:
 
     before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopping
+        with patient():
+            yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -58,7 +58,7 @@ def tasks(recipe: Recipe, warm: bool) -> list[Task]:
             name = stage.name
             stage = dataclasses.replace(stage, seed=stage.seed + place * len(STAGES) + k)
             if warm or neighbour is not None:
-                lr = min(stage.lr, 3e-4)
+                lr = min(stage.lr, 5e-4)
                 stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0)
             before: list[Key] = [(lmbda, recipe.stages[k - 1].name)] if k else []
             if start is not None and name in ("main", "post_filter"):

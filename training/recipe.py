@@ -79,9 +79,11 @@ class Recipe:
     neighbour: tuple[int, ...]
 
     def stage(self, name: StageName) -> Stage:
-        """A stage by name, UserError if the recipe has none; the trunk is trained as the main network is."""
+        """A stage by name, UserError if the recipe has none; the trunk is trained as the main network is, for
+        all lambdas together and so for longer."""
         if name == "trunk":
-            return dataclasses.replace(self.stages[0], name="trunk")
+            main = self.stages[0]
+            return dataclasses.replace(main, name="trunk", steps=20 * main.steps, batch=2 * main.batch, schedule="flat")
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -112,13 +114,13 @@ def _paper_stages() -> tuple[Stage, ...]:
 
 
 def _short_stages(main: int, post_filter: int, joint: int, hard: int, crop: int, batch: int) -> tuple[Stage, ...]:
-    """The same four stages for hours instead of weeks: higher rates that fall to zero."""
-    later = Stage("post_filter", post_filter, 6e-4, "cosine", crop, batch)
+    """The same four stages for hours instead of weeks: SOAP, and higher rates that fall to zero."""
+    later = Stage("post_filter", post_filter, 1e-3, "cosine", crop, batch, optimizer="soap")
     return (
         dataclasses.replace(later, name="main", steps=main, warmup=main // 16),
         later,
-        dataclasses.replace(later, name="joint", steps=joint, lr=2e-4, padding=20),
-        dataclasses.replace(later, name="hard", steps=hard, lr=2e-4, padding=20, scale_bound=1e-6),
+        dataclasses.replace(later, name="joint", steps=joint, lr=3e-4, padding=20),
+        dataclasses.replace(later, name="hard", steps=hard, lr=3e-4, padding=20, scale_bound=1e-6),
     )
 
 
@@ -131,8 +133,8 @@ def _post_training_stages() -> tuple[Stage, ...]:
 
 def _short_post_training_stages(main: int, hard: int, crop: int, batch: int) -> tuple[Stage, ...]:
     """The same two for hours instead of weeks."""
-    first = Stage("main", main, 6e-4, "cosine", crop, batch, metric="mse")
-    return first, dataclasses.replace(first, name="hard", steps=hard, lr=2e-4, scale_bound=1e-6)
+    first = Stage("main", main, 1e-3, "cosine", crop, batch, metric="mse", optimizer="soap")
+    return first, dataclasses.replace(first, name="hard", steps=hard, lr=3e-4, scale_bound=1e-6)
 
 
 #: From Kodak to CLIC, 0.075 to 0.30 bpp: the allocator wants neighbours on both sides of each cap.

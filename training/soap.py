@@ -32,7 +32,7 @@ class SOAP:
         lr: float,
         betas: tuple[float, float] = (0.95, 0.95),
         shampoo_beta: float = 0.95,
-        interval: int = 10,
+        interval: int = 5,
         gather: int = 1,
         eps: float = 1e-8,
         bf16: bool = False,

@@ -1,0 +1,59 @@
+"""Programs that we start: their output as a whole, and an end when they are stopped, killed or left alone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from submission import processes
+from submission.errors import UserError
+from submission.processes import finish, watched
+from tests.faults import ROOT, assert_gone, children, wait_for
+
+PIPE = subprocess.PIPE
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_output_is_whole() -> None:
+    """More than pipes hold, and late."""
+    script = "import sys, time; time.sleep(0.8); sys.stdout.write('a' * 10**6); sys.stderr.write('b' * 10**6)"
+    with watched(subprocess.Popen([sys.executable, "-c", script], stdout=PIPE, stderr=PIPE)) as process:
+        assert finish(process, "it") == (b"a" * 10**6, b"b" * 10**6)
+    assert process.returncode == 0
+
+
+def test_stopped_and_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 10.0)
+    with (
+        watched(subprocess.Popen(["sh", "-c", "kill -STOP $$; echo continued"], stdout=PIPE)) as process,
+        subprocess.Popen(["sh", "-c", f"sleep 1.2; kill -CONT {process.pid}"]),
+    ):
+        assert finish(process, "it") == (b"continued\n", b"")
+
+
+def test_stopped_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
+    with (
+        watched(subprocess.Popen(["sh", "-c", "kill -STOP $$"])) as process,
+        pytest.raises(UserError, match="the encoder was stopped and not continued for 1 s"),
+    ):
+        finish(process, "the encoder")
+    assert_gone(process.pid)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sends no signal to those whose parent dies")
+def test_a_program_ends_with_a_killed_parent() -> None:
+    """Also one that is stopped."""
+    script = (
+        "import subprocess; from submission.processes import tied;"
+        "subprocess.Popen(['sh', '-c', 'kill -STOP $$'], preexec_fn=tied()).wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], env=ENVIRONMENT)
+    try:
+        wait_for(lambda: children(parent.pid))
+        child = children(parent.pid)[0]
+    finally:
+        parent.kill()
+        parent.wait()
+    assert_gone(child)
