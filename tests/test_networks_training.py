@@ -1,5 +1,6 @@
 """Laws of training the 4th paper's networks: zero-centre quantisation, two stages, squared error, starting points."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.export import export_ladder
 from training.latents import quantize
 from training.loop import Session
 from training.noise import Noise
+from training.options import add_options, recipe_of
 from training.plan import tasks
 from training.recipe import RECIPES, Recipe, Stage
 from training.stage import run_stage, stage_before
@@ -133,6 +135,20 @@ def test_metric_changes_loss_and_lambdas() -> None:
         assert {s.metric for s in recipe.stages} == {metric} and recipe.base in recipe.lambdas
         assert (max(recipe.lambdas) < 1) == (metric == "mse")
         assert RECIPES[name].for_metric(RECIPES[name].stages[0].metric) is RECIPES[name]
+
+
+def test_the_command_line_knows_metric_and_impossible_models() -> None:
+    def recipe(*arguments: str) -> Recipe:
+        parser = argparse.ArgumentParser()
+        add_options(parser)
+        return recipe_of(parser.parse_args([*arguments, "--data", "photos"]))
+
+    assert {s.metric for s in recipe("--preset", "small", "--metric", "mse").stages} == {"mse"}
+    assert recipe("--preset", "charm-zero-small") == RECIPES["charm-zero-small"]
+    assert recipe("--preset", "ms-hyper-small", "--learned-step").model.learned_step
+    for name in ("ms-hyper-zero-small", "elic-zero"):
+        with pytest.raises(UserError, match="--learned-step: .* exclude each other"):
+            recipe("--preset", name, "--learned-step")
 
 
 def test_what_can_start_from_weights(networks_folder: Path) -> None:
