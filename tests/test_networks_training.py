@@ -147,7 +147,7 @@ def test_the_command_line_knows_metric_and_impossible_models() -> None:
     assert recipe("--preset", "charm-zero-small") == RECIPES["charm-zero-small"]
     assert recipe("--preset", "ms-hyper-small", "--learned-step").model.learned_step
     for name in ("ms-hyper-zero-small", "elic-zero"):
-        with pytest.raises(UserError, match="--learned-step: .* exclude each other"):
+        with pytest.raises(UserError, match=r"--learned-step: .* exclude each other"):
             recipe("--preset", name, "--learned-step")
 
 
