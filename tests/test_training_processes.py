@@ -20,14 +20,16 @@ from training import loop
 from training.device import World
 from training.stage import main
 
-#: The same values up to the order of sums, over 12 steps of Adam.
-TOLERANCE = 2e-4
+#: The same values up to the order of sums, over 12 steps. SOAP's first eigenvectors hang on the last bits of few
+#: gradients, so it strays further in the beginning.
+TOLERANCE = {"adam": 2e-4, "soap": 2e-3}
 
 OPTIONS = ("--steps", 12, "--batch", 4, "--precision", "fp32", "--compile", "off", "--no-tensorboard")
 
 
-def arguments(data: Path, run: Path) -> list[str]:
-    return [str(a) for a in ("--preset", "tiny", "--lmbda", 4, "--data", data, "--run", run, *OPTIONS)]
+def arguments(data: Path, run: Path, optimizer: str = "adam") -> list[str]:
+    chosen = ("--optimizer", optimizer, *OPTIONS)
+    return [str(a) for a in ("--preset", "tiny", "--lmbda", 4, "--data", data, "--run", run, *chosen)]
 
 
 def in_two_processes(*options: str) -> None:
@@ -71,13 +73,24 @@ def assert_same_weights(run: Path, alone: Path) -> None:
     assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a)
 
 
+def assert_same_losses(run: Path, alone: Path, tolerance: float) -> None:
+    one, two = last_line(alone), last_line(run)
+    for name in ("loss", "bpp", "z_bpp", "distortion", "gradient", "val_bpp", "val_msssim"):
+        assert two[name] == pytest.approx(one[name], rel=tolerance), name
+
+
 def test_two_processes_train_as_one_with_the_whole_batch(data: Path, alone: Path, tmp_path: Path) -> None:
     """Two gloo processes of two crops each have the losses and the weights of one process of four."""
     in_two_processes(*arguments(data, tmp_path))
-    one, two = last_line(alone), last_line(tmp_path)
-    for name in ("loss", "bpp", "z_bpp", "distortion", "gradient", "val_bpp", "val_msssim"):
-        assert two[name] == pytest.approx(one[name], rel=TOLERANCE), name
+    assert_same_losses(tmp_path, alone, TOLERANCE["adam"])
     assert_same_weights(tmp_path, alone)
+
+
+def test_two_processes_train_as_one_with_soap(data: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert call(lambda: main("main", "text"), *arguments(data, one, "soap")).code == 0
+    in_two_processes(*arguments(data, two, "soap"))
+    assert_same_losses(two, one, TOLERANCE["soap"])
 
 
 def test_two_processes_continue_what_one_has_begun(

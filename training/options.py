@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_metric(parser)
     add_quantizer(parser)
     parser.add_argument("--batch", type=int, help="crops a step, all processes together, instead of the recipe's")
+    parser.add_argument("--optimizer", choices=("adam", "soap"), help="instead of the recipe's, in all stages")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument(
         "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (auto: on a GPU)"
@@ -86,6 +87,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         if not 1 <= options.sharpness <= 100:
             raise UserError(f"--sharpness {options.sharpness:g}: must be 1 to 100")
         changed["sharpness"] = options.sharpness
+    if options.optimizer is not None:
+        recipe = recipe.changed(optimizer=options.optimizer)
     if options.metric is not None:
         recipe = recipe.for_metric(options.metric)
     stages = tuple(dataclasses.replace(s, **changed) if s.noisy else s for s in recipe.stages)
