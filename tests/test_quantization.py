@@ -242,7 +242,7 @@ def test_unknown_quantizers_are_named(text: str) -> None:
 def command_line(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--preset", default="tiny")
-    parser.set_defaults(half=0.0)
+    parser.set_defaults(half=0.0, optimizer=None)
     add_metric(parser)
     add_quantizer(parser)
     return parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from training.stage import main
 
 #: The same values up to the order of sums, over 12 steps. SOAP's first eigenvectors hang on the last bits of few
 #: gradients, so it strays further in the beginning.
-TOLERANCE = {"adam": 2e-4, "soap": 2e-3}
+TOLERANCE = {"adam": 2e-4, "soap": 5e-3}
 
 OPTIONS = ("--steps", 12, "--batch", 4, "--precision", "fp32", "--compile", "off", "--no-tensorboard")
 
