@@ -66,7 +66,7 @@ lint: $(INSTALLED)
 	$(RUN) -m mypy
 
 submission: $(INSTALLED)
-	$(RUN) -m ratecontrol.measure "$(IMAGES)" -o dist/table.csv --replace
+	$(RUN) -m ratecontrol.measure "$(IMAGES)" -o dist/table.csv --replace --bpp $(RATES)
 	@set -e; for rate in $(RATES); do \
 		$(RUN) -m ratecontrol.allocate dist/table.csv --bpp $$rate -o dist/choice-$$rate.csv; \
 		$(RUN) -m ratecontrol.package "$(IMAGES)" dist/choice-$$rate.csv -o dist/$$rate --bpp $$rate --overwrite \
