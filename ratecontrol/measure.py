@@ -294,7 +294,7 @@ def report_search(found: Found, rates: list[str]) -> str:
     lines = [f"looked at {share}; predictions were off by {found.error:.1f} standard deviations of theirs"]
     for rate, evidence in zip(rates, found.evidence, strict=True):
         if evidence.value is None:
-            lines.append(f"--bpp {rate}: not even the smallest candidates fit")
+            lines.append(f"--bpp {rate}: nothing that was measured fits, and the rest is expected to be larger")
         else:
             left = f"the candidates not measured can be expected to add {evidence.left:.0e} at most"
             lines.append(f"--bpp {rate}: MS-SSIM {evidence.value:.8f}; {left}")

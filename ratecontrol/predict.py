@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-#: The prior, in natural logarithms, found on photos for tuning (`docs/ratecontrol.md`). The mean curve's
-#: middle and how it changes with log(lambda), for rate and for distortion; how much pictures differ in level (and how that correlates between the
-#: two), tilt and bend, and each model on each picture; what refinement does, how well that is known, and how much it
-#: differs from picture to picture and from model to model.
+#: The prior, in natural logarithms, found on photos for tuning (`docs/ratecontrol.md`). The middle of the mean curve
+#: and how it changes with log(lambda), for rate and for distortion; how much pictures differ in level (and how that
+#: correlates between the two), tilt and bend, and each model on each picture; what refinement does, how well that is
+#: known, and how much it differs from picture to picture and from model to model.
 START, SLOPE = (-2.0, -3.5), (0.55, -0.37)
 LEVEL, LEVELS_CORRELATE, TILT, BEND = 0.6, 0.5, 0.06, 0.02
 OWN = 0.012, 0.018
