@@ -291,7 +291,10 @@ def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
 def report_search(found: Found, rates: list[str]) -> str:
     """How little was measured, and why nothing else is likely to be chosen."""
     share = f"{found.measured:,} of {found.candidates:,} candidates in {found.rounds} rounds"
-    lines = [f"looked at {share}; predictions were off by {found.error:.1f} standard deviations of theirs"]
+    off = (
+        "" if math.isnan(found.error) else f"; predictions were off by {found.error:.1f} standard deviations of theirs"
+    )
+    lines = [f"looked at {share}{off}"]
     for rate, evidence in zip(rates, found.evidence, strict=True):
         if evidence.value is None:
             lines.append(f"--bpp {rate}: nothing that was measured fits, and the rest is expected to be larger")
