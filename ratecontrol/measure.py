@@ -13,57 +13,37 @@ import hashlib
 import itertools
 import math
 import os
-import re
 import sys
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-import torch
 
 from eval.metrics import ms_ssim, squared_error
+from ratecontrol.budget import byte_cap, parse_bpp
+from ratecontrol.choices import Choice, every_choice, kinds_of
 from ratecontrol.parallel import Workers, compute
-from ratecontrol.refine import check_refinable, refine
+from ratecontrol.predict import Flags, Floats
+from ratecontrol.search import Found, search
 from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
-from submission.codec import Encoded
 from submission.console import Progress, progress, run
 from submission.errors import ImageError, UserError
-from submission.files import Picture, list_images, make_folder, read_image, write_bytes
+from submission.files import list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 #: The first line of every table that this command writes.
 HEADER = (",".join(MEASURED_COLUMNS) + "\n").encode()
 
-#: Steps of refinement that are taken, and that are worth it (`docs/ratecontrol.md`).
-MOST_STEPS, GOOD_STEPS = 10_000, 24
+EXAMPLE = """examples:
+  python -m ratecontrol.measure photos -o table.csv
+  python -m ratecontrol.measure photos -o table.csv --bpp 0.075 0.15 0.30
+"""
 
 Row = dict[str, str]
 Key = tuple[str, str, str]  #: what makes a measurement: hash of the pixels, candidate, hash of the model
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A way to encode a picture: a model, and how its latents are refined (`ratecontrol.refine`), if at all."""
-
-    quality: int
-    steps: int = 0  #: of refinement
-    factor: str = "1"  #: its lambda over that of the model, as it was given
-
-    @property
-    def name(self) -> str:
-        return f"q{self.quality}-r{self.factor}-s{self.steps}" if self.steps else f"q{self.quality}"
-
-    def encode(self, ladder: Ladder, picture: Picture) -> Encoded:
-        """The stream of `picture`, and what a decoder makes of it."""
-        codec = ladder.codec(self.quality)
-        if not self.steps:
-            return codec.encode(picture)
-        lmbda = float(self.factor) * float(ladder.models[self.quality]["lmbda"])
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        y, z = refine(codec, picture, lmbda, self.steps, device)
-        return codec.encode_latents(y, z, *picture.shape[:2])
 
 
 @dataclass(frozen=True)
@@ -216,7 +196,9 @@ def replace_rows(table: Path, rows: list[Row], wanted: dict[Key, list[Task]]) ->
     return kept
 
 
-def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], workers: Workers) -> list[Row]:
+def complete(
+    table: Path, rows: list[Row], wanted: dict[Key, list[Task]], workers: Workers, what: str = "measuring"
+) -> list[Row]:
     """Write `rows` to `table`, measure what is lacking of `wanted`, a line at a time, and return all rows.
 
     `wanted` holds, for each key, the tasks of all pictures with those pixels: they share one measurement.
@@ -230,7 +212,7 @@ def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], worker
         if (missing := [task for task in tasks if (task.picture.name, task.candidate) not in done])
     }
     measured = measure_all([tasks[0] for key, tasks in lacking.items() if key not in known], workers)
-    bar = Progress("measuring", len(lacking))
+    bar = Progress(what, len(lacking))
     with table.open("a", newline="", encoding="utf-8") as file, contextlib.closing(measured), contextlib.closing(bar):
         writer = csv.DictWriter(file, MEASURED_COLUMNS, lineterminator="\n")
         for row in itertools.chain([known[key] for key in lacking if key in known], measured):
@@ -240,6 +222,35 @@ def complete(table: Path, rows: list[Row], wanted: dict[Key, list[Task]], worker
             file.flush()
             bar.advance(note=f"{row['image']} {row['candidate']}")
     return rows
+
+
+def complete_likely(
+    table: Path, rows: list[Row], wanted: dict[Key, list[Task]], workers: Workers, ladder: Ladder, rates: list[str]
+) -> tuple[list[Row], Found]:
+    """As `complete`, but only what may be chosen at one of `rates`.
+
+    What stands in the table already is looked at when the search comes to it: a run that was stopped and one that was
+    not measure the same.
+    """
+    tasks = {(task.picture, task.choice): (key, task) for key, shared in wanted.items() for task in shared}
+    pictures, choices = (list(dict.fromkeys(column)) for column in zip(*tasks, strict=True))
+    pixels = np.array([tasks[picture, choices[0]][1].pixels for picture in pictures], np.int64)
+    rounds = itertools.count(1)
+
+    def measure_some(marked: Flags) -> tuple[Floats, Floats]:
+        nonlocal rows
+        asked = [tasks[pictures[i], choices[k]] for i, k in np.argwhere(marked)]
+        some: dict[Key, list[Task]] = {}
+        for key, task in asked:
+            some.setdefault(key, []).append(task)
+        rows = complete(table, rows, some, workers, f"measuring, round {next(rounds)}")
+        known = {(row["image"], row["candidate"]): row for row in rows}
+        got = [known[task.picture.name, task.candidate] for _, task in asked]
+        return np.array([float(row["bytes"]) for row in got]), np.array([float(row["msssim"]) for row in got])
+
+    caps = [byte_cap(parse_bpp(rate), int(pixels.sum())) for rate in rates]
+    found = search(kinds_of(choices, ladder), pixels, caps, measure_some)
+    return rows, found
 
 
 def share(row: Row, task: Task) -> Row:
@@ -262,33 +273,14 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def parse_qualities(text: str | None, ladder: Ladder) -> list[int]:
-    """`"0,2"` as a list; without it, all of the ladder."""
-    if text is None:
-        return ladder.qualities
-    chosen = [quality for quality in ladder.qualities if str(quality) in text.split(",")]
-    if len(chosen) != len(text.split(",")):
-        raise UserError(f"--qualities {text}: give some of {','.join(map(str, ladder.qualities))}")
-    return chosen
-
-
-def parse_factors(text: str) -> list[str]:
-    """`"0.5,1"` as a list of texts; UserError unless each is a number from 0.01 to 100, given once."""
-    factors = text.split(",")
-    for factor in factors:
-        if not re.fullmatch(r"\d+(\.\d+)?", factor) or not 0.01 <= float(factor) <= 100:
-            raise UserError(f"--factors {text}: give numbers from 0.01 to 100, such as 0.7,1")
-    if len({float(factor) for factor in factors}) < len(factors):
-        raise UserError(f"--factors {text}: names one twice")
-    return factors
-
-
 def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
     """What each choice alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
     lines = [f"{table}: {len(rows)} rows"]
     width = max(len(choice.name) for choice in choices)
     for choice in choices:
         own = [row for row in rows if row["candidate"] == choice.name]
+        if not own:  # --bpp had no use for it
+            continue
         areas = [int(row["width"]) * int(row["height"]) for row in own]
         total = sum(int(row["bytes"]) for row in own)
         score = sum(float(row["msssim"]) * area for row, area in zip(own, areas, strict=True)) / sum(areas)
@@ -299,12 +291,28 @@ def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
     return "\n".join(lines)
 
 
+def report_search(found: Found, rates: list[str]) -> str:
+    """How little was measured, and why nothing else is likely to be chosen."""
+    share = f"{found.measured:,} of {found.candidates:,} candidates in {found.rounds} rounds"
+    off = (
+        "" if math.isnan(found.error) else f"; predictions were off by {found.error:.1f} standard deviations of theirs"
+    )
+    lines = [f"looked at {share}{off}"]
+    for rate, evidence in zip(rates, found.evidence, strict=True):
+        if evidence.value is None:
+            lines.append(f"--bpp {rate}: nothing that was measured fits, and the rest is expected to be larger")
+        else:
+            left = f"the candidates not measured can be expected to add {evidence.left:.0e} at most"
+            lines.append(f"--bpp {rate}: MS-SSIM {evidence.value:.8f}; {left}")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ratecontrol.measure",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m ratecontrol.measure photos -o table.csv",
+        epilog=EXAMPLE,
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="table.csv")
@@ -313,6 +321,9 @@ def main() -> int:
     parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="also refine every encoding, in STEPS")
     parser.add_argument(
         "--factors", default="1", metavar="F,...", help="refine for these multiples of each model's lambda (default: 1)"
+    )
+    parser.add_argument(
+        "--bpp", nargs="+", metavar="RATE", help="measure only what may be chosen at one of these bits per pixel"
     )
     parser.add_argument("--streams", type=Path, metavar="DIR", help="folder for streams (default: table.streams)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: one a core)")
@@ -326,19 +337,13 @@ def main() -> int:
         raise UserError(f"--jobs {options.jobs}: at least 1")
     workers = Workers(options.jobs, options.scheduler)
 
-    if not 0 <= options.refine <= MOST_STEPS:
-        raise UserError(f"--refine {options.refine}: 1 to {MOST_STEPS} steps; {GOOD_STEPS} are good")
-    factors = parse_factors(options.factors)
+    for rate in options.bpp or []:
+        parse_bpp(rate)
 
     table = options.output.resolve()
     weights = options.weights.absolute()
     ladder = load_ladder(weights)
-    qualities = parse_qualities(options.qualities, ladder)
-    choices = [Choice(quality) for quality in qualities]
-    if options.refine:
-        for quality in qualities:
-            check_refinable(ladder, quality)
-        choices += [Choice(quality, options.refine, factor) for quality in qualities for factor in factors]
+    choices = every_choice(ladder, options.qualities, options.refine, options.factors)
     paths = list_images(options.inputs)
     hashes = hash_pictures(paths, options.skip_bad)
     refuse_foreign(table)
@@ -356,11 +361,23 @@ def main() -> int:
         if options.replace:
             rows = replace_rows(table, rows, wanted)
         check_rows(table, rows, ladder, hashes)
-        rows = complete(table, rows, wanted, workers)
+        others = {row["image"] for row in rows} - {path.name for path in hashes}
+        if others and options.bpp:
+            raise UserError(
+                f"{table}: has rows of {len(others)} other pictures, which --bpp counts; --replace drops them"
+            )
+        found = None
+        if options.bpp:
+            rows, found = complete_likely(table, rows, wanted, workers, ladder, options.bpp)
+        else:
+            rows = complete(table, rows, wanted, workers)
     print(report(options.output, rows, choices))
-    if others := {row["image"] for row in rows} - {path.name for path in hashes}:
+    if others:
         print(f"note: the table keeps rows of {len(others)} other pictures; --replace drops them", file=sys.stderr)
-    return 0
+    if found is None:
+        return 0
+    print(report_search(found, options.bpp))
+    return 1 if any(evidence.value is None for evidence in found.evidence) else 0
 
 
 if __name__ == "__main__":

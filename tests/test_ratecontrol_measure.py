@@ -260,6 +260,38 @@ def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, la
     assert_refused(run(table, odd, ladder_folder), "rename")
 
 
+def test_only_what_may_be_chosen_is_encoded(
+    tmp_path: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
+) -> None:
+    table = tmp_path / "table.csv"
+    arguments = (pictures, ladder_folder, "--bpp", "9")  # more than any candidate has
+    result = run(table, *arguments)
+    assert result.code == 0, result.stderr
+    assert f"{len(encoded)} of 9 candidates" in result.stdout and "--bpp 9: MS-SSIM" in result.stdout
+    first = rows(table)
+    assert sorted(encoded) == sorted((row["image"], int(row["quality"])) for row in first)
+
+    os.truncate(table, table.read_bytes().find(b"\n", 200) + 1)  # killed after few rows
+    left = len(rows(table))
+    encoded.clear()
+    assert run(table, *arguments).code == 0
+    assert len(encoded) == len(first) - left
+    untimed = [{**row, "encode_seconds": ""} for row in first]
+    assert sorted(({**row, "encode_seconds": ""} for row in rows(table)), key=str) == sorted(untimed, key=str)
+
+
+def test_a_cap_that_nothing_meets(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
+    result = run(tmp_path / "table.csv", pictures, ladder_folder, "--bpp", "0.0001")
+    assert result.code == 1
+    assert "--bpp 0.0001: nothing that was measured fits" in result.stdout
+
+
+def test_rates_are_those_of_the_pictures_given(table: Path, pictures: Path, ladder_folder: Path) -> None:
+    assert_refused(run(table, pictures / "a.png", ladder_folder, "--bpp", "1"), "other pictures", "--replace")
+    assert_refused(run(table, pictures, ladder_folder, "--bpp", "much"), "--bpp much")
+    assert run(table, pictures / "a.png", ladder_folder, "--bpp", "1", "--replace").code in (0, 1)
+
+
 def test_two_runs_do_not_share_a_table(table: Path, pictures: Path, ladder_folder: Path) -> None:
     descriptor = os.open(table.with_suffix(".streams"), os.O_RDONLY)
     try:
