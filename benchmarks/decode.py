@@ -16,6 +16,7 @@ import constriction
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ from submission.integer import Int32
 from submission.ladder import Ladder
 from submission.mixture import Rows
 from submission.network import Network
-from submission.tiles import post_filter, synthesize
+from submission.tiles import post_filter
 from training.export import export_tensors
 
 SIZES = ("768x512", "2048x1365")
@@ -56,8 +57,8 @@ class Clock:
         return timed
 
 
-def random_codec(preset: str) -> Codec:
-    """An untrained model of this size."""
+def random_network(preset: str) -> tuple[Network, NDArray[np.uint8]]:
+    """An untrained model of this size, and crops [2, 192, 192, 3] to calibrate it with."""
     torch.manual_seed(0)
     config = PRESETS[preset]
     network = Network(config)
@@ -74,7 +75,12 @@ def random_codec(preset: str) -> Codec:
                 last.bias[(3 * k + 2) * size : (3 * k + 3) * size] = scales
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (2, 24, 24, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
-    return Codec(config, export_tensors(network, crops), 0, 0)
+    return network, crops
+
+
+def random_codec(preset: str) -> Codec:
+    network, crops = random_network(preset)
+    return Codec(network.config, export_tensors(network, crops), 0, 0)
 
 
 class Sampler:
@@ -211,15 +217,15 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
     y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
     small = y[:, :, :8, :8]
     area = y.shape[2] * y.shape[3] / 64
-    x_hat = synthesize(codec.transforms.g_s, y)
-    seconds = min(_timed(lambda: synthesize(codec.transforms.g_s, y)) for _ in range(2))
+    x_hat = codec.g_s(y)
+    seconds = min(_timed(lambda: codec.g_s(y)) for _ in range(2))
     rate = operations(codec.transforms.g_s, small) * area / seconds / 1e9
     row("g_s", seconds, f"{rate:.0f} GFLOP/s of {gemm:.0f} that a plain product reaches")
     total = entropy_seconds + seconds
     if codec.config.grdn is not None:
         filter_ = codec.transforms.post_filter
         seconds = min(_timed(lambda: post_filter(filter_, x_hat)) for _ in range(2))
-        rate = operations(filter_, x_hat[:, :, :128, :128]) * area / seconds / 1e9
+        rate = operations(filter_, x_hat[:, :, :128, :128].to(filter_.tail.weight.dtype)) * area / seconds / 1e9
         row("post-filter", seconds, f"{rate:.0f} GFLOP/s")
         total += seconds
     row("whole decoder", total)
