@@ -52,16 +52,17 @@ def main() -> int:
         write_png(folder / "a.png", np.ascontiguousarray(np.tile(picture, times)[:height, :width]))
         codec = ladder.codec(quality)
         more = ["--weights", str(weights)]
+        encoding = memory.encoding_bytes(codec.config, height, width)
+        decoding = memory.decoding_bytes(codec.config, height, width, codec.fast)
         for what, estimate, arguments in (
-            ("encode", memory.encoding_bytes, ["a.png", "--quality", str(quality)]),
-            ("decode", memory.decoding_bytes, ["a.clic"]),
+            ("encode", encoding, ["a.png", "--quality", str(quality)]),
+            ("decode", decoding, ["a.clic"]),
         ):
             command = [sys.executable, "-m", f"submission.{what}", str(folder / arguments[0]), *arguments[1:]]
             wall, busy, peak = limited_run([*command, "-o", str(folder), *more])
-            needed = estimate(codec.config, height, width, codec.fast_type.itemsize) / 1e9
             print(
                 f"{what} {options.size}: {wall:.1f} s, {busy:.1f} s computing, {peak:.2f} GB at most"
-                f" (estimated beforehand: {needed:.2f} GB beside program and picture)",
+                f" (estimated beforehand: {estimate / 1e9:.2f} GB beside program and picture)",
                 flush=True,
             )
             if what == options.only:

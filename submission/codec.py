@@ -13,7 +13,7 @@ from submission.entropy_coding import STEP_BITS, EntropyCoder, Latents, Tensors,
 from submission.errors import BitstreamError, ImageError, UserError, WeightsError
 from submission.files import MAX_PIXELS, MAX_SIDE, Picture
 from submission.grdn import GRDN
-from submission.precision import fast_bfloat16
+from submission.precision import fast_bfloat16, multiply_in_bfloat16
 from submission.tiles import Tiled, post_filter
 from submission.transforms import analysis, hyper_analysis, synthesis
 
@@ -62,8 +62,9 @@ class Codec:
         except RuntimeError as error:
             raise WeightsError(f"weights do not fit the network: {str(error).splitlines()[-1].strip()}") from None
         self.transforms.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-        self.fast_type = torch.bfloat16 if fast_bfloat16() else torch.float32
-        self.transforms.post_filter.to(self.fast_type)
+        self.fast = fast_bfloat16()
+        if self.fast:
+            self.transforms.post_filter.to(torch.bfloat16)
         prefix = "entropy."
         entropy = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         self.entropy = EntropyCoder(config, entropy)
@@ -104,12 +105,12 @@ class Codec:
         height, width = image.shape[:2]
         if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
             raise ImageError(f"{width}x{height} is too large; split the picture first")
-        needed = memory.encoding_bytes(self.config, height, width, self.fast_type.itemsize)
+        needed = memory.encoding_bytes(self.config, height, width)
         if lacking := memory.shortage(needed, f"encoding {width}x{height}"):
             raise ImageError(f"{lacking}; split the picture first")
 
     def _check_memory(self, height: int, width: int) -> None:
-        needed = memory.decoding_bytes(self.config, height, width, self.fast_type.itemsize)
+        needed = memory.decoding_bytes(self.config, height, width, self.fast)
         if lacking := memory.shortage(needed, f"decoding {width}x{height}"):
             raise UserError(f"{lacking}; end other programs, or decode where there is more")
 
@@ -123,10 +124,11 @@ class Codec:
 
     @functools.cached_property
     def g_a(self) -> Tiled:
-        """Levels 0..255 -> y. Only the last stage, at the size of y, needs all the digits that float32 has."""
+        """Levels 0..255 -> y. All digits matter in the layer that sees the picture and in those at the size of y."""
         tiled = Tiled(nn.Sequential(Levels(), *self.transforms.g_a), 3, 16)
-        for stage in tiled.stages[:-1]:
-            stage.layers.to(self.fast_type)
+        if self.fast:
+            for layer in [layer for stage in tiled.stages[:-1] for layer in stage.layers][2:]:
+                multiply_in_bfloat16(layer)
         return tiled
 
     @functools.cached_property

@@ -15,30 +15,31 @@ REST = 2**28
 _MARGIN = 192
 
 
-def encoding_bytes(config: ModelConfig, height: int, width: int, digits: int) -> int:
-    """Bytes that encoding takes at most, beside the picture, where wide layers work in `digits` bytes a number."""
+def encoding_bytes(config: ModelConfig, height: int, width: int) -> int:
+    """Bytes that encoding takes at most, beside the picture."""
     pixels, block = _pixels(height, width), _block(height, width)
     a, b, c = config.analysis
-    between = block * digits * max(a / 4 + b / 16, b / 16 + c / 64)
-    transform = 3 * pixels + 8 * config.M * pixels / 256 + between + _tile(pixels, max(config.analysis), digits)
+    between = 4 * block * max(a / 4 + b / 16, b / 16 + c / 64)
+    transform = 3 * pixels + 16 * config.M * pixels / 256 + between + _tile(pixels, max(config.analysis))
     return math.ceil(REST + max(transform, _coding(config, pixels)))
 
 
-def decoding_bytes(config: ModelConfig, height: int, width: int, digits: int) -> int:
-    """The same for decoding, the picture included."""
+def decoding_bytes(config: ModelConfig, height: int, width: int, fast: bool) -> int:
+    """The same for decoding, the picture included; `fast` if the post-filter works in bfloat16."""
     pixels, block = _pixels(height, width), _block(height, width)
-    picture = 12 * pixels
+    picture, digits = 12 * pixels, 2 if fast else 4
     a, b, c = config.synthesis
-    between = block * 4 * (12 / 4 + max(a / 64 + b / 16, b / 16 + c / 4))
-    synthesis = picture + 12 * config.M * pixels / 256 + between + _tile(pixels, max(config.synthesis), 4)
+    between = 4 * block * (12 / 4 + max(a / 64 + b / 16, b / 16 + c / 4))
+    synthesis = picture + 12 * config.M * pixels / 256 + between + _tile(pixels, max(config.synthesis))
     need = [_coding(config, pixels), synthesis]
     if config.grdn is not None:
         grdn = config.grdn
         reach = 2 * (grdn.groups * grdn.blocks * grdn.layers + 1)
-        tile = min(pixels / 4, (TILE + reach) ** 2) * 3 * (grdn.channels * grdn.blocks + grdn.growth * grdn.layers)
+        features = 3 * (grdn.channels * grdn.blocks + grdn.growth * grdn.layers)
+        tile = min(pixels / 4, (TILE + reach) ** 2) * features * digits
         kept = min(KEPT_BYTES, pixels * grdn.channels * digits)
         half = pixels / 4 * grdn.channels * digits
-        need.append(picture + 4 * config.M * pixels / 256 + half + max(tile * digits, kept))
+        need.append(picture + 4 * config.M * pixels / 256 + half + max(tile, kept))
     return math.ceil(REST + max(*need, picture + 6 * pixels))
 
 
@@ -52,9 +53,9 @@ def _block(height: int, width: int) -> float:
     return min(_pixels(height, width), float(BLOCK + 2 * _MARGIN) ** 2)
 
 
-def _tile(pixels: float, channels: int, digits: int) -> float:
+def _tile(pixels: float, channels: int) -> float:
     """A handful of features of one tile."""
-    return 8 * min(pixels, (TILE + 16) ** 2) * channels * digits
+    return 4 * 8 * min(pixels, (TILE + 16) ** 2) * channels
 
 
 def _coding(config: ModelConfig, pixels: float) -> float:

@@ -91,15 +91,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers of a transform up to the next change of resolution; computed in the type of their weights."""
+    """Layers of a transform up to the next change of resolution; computed in float32."""
 
     layers: nn.Sequential
     grid: Grid
     halo: int  #: cells around a cell that influence it
 
     def __call__(self, x: Tensor, tile: int) -> Tensor:
-        kind = next(self.layers.parameters()).dtype
-        return self.grid.map(lambda part: self.layers(part.to(kind)), x, max(1, tile // self.grid.after), self.halo)
+        return self.grid.map(lambda part: self.layers(part.float()), x, max(1, tile // self.grid.after), self.halo)
 
 
 class Tiled:
@@ -120,7 +119,7 @@ class Tiled:
 
     def __call__(self, x: Tensor, tile: int = TILE, block: int = BLOCK) -> Tensor:
         """x [1, C, H, W] -> output in float32. Sides of tiles in samples that a stage makes, of blocks in pixels."""
-        return self.grid.map(lambda part: self._through(part, tile).float(), x, max(1, block // self.cell), self.halo)
+        return self.grid.map(lambda part: self._through(part, tile), x, max(1, block // self.cell), self.halo)
 
     def _through(self, x: Tensor, tile: int) -> Tensor:
         for stage in self.stages:

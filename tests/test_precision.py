@@ -50,7 +50,7 @@ def test_without_bfloat16_nothing_is_in_it(ladder_folder: Path) -> None:
 
 
 def test_y_keeps_all_its_digits(ladder_folder: Path) -> None:
-    """Only the stages at larger sizes are in bfloat16; z follows y exactly."""
+    """bfloat16 multiplies at the larger sizes only, and what it makes is summed up in float32."""
     exact, fast = (load(1, fast, ladder_folder) for fast in (False, True))
     image = noise_picture(128, 192)
     (y, _), (y_fast, _) = (codec.continuous_latents(image) for codec in (exact, fast))
