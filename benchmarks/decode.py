@@ -1,4 +1,4 @@
-"""Where the time of a decoder goes, stage by stage, and how much faster wavefronts are than single positions.
+"""Where the time of a decoder goes, stage by stage, that of an encoder, and what wavefronts bring.
 
 Without --weights it takes a model of random weights, of preset base (N = M = 192) by default, whose scales are spread
 so that a picture takes about 0.3 bits per pixel, the highest of the three caps. Latents are sampled from the model.
@@ -229,6 +229,11 @@ def measure(codec: Codec, width: int, height: int, reference: bool, threads: int
         row("post-filter", seconds, f"{rate:.0f} GFLOP/s")
         total += seconds
     row("whole decoder", total)
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    codec.latents(picture)  # warm up
+    seconds = min(_timed(lambda: codec.latents(picture)) for _ in range(2))
+    row("g_a and h_a", seconds, "multiplied in bfloat16" if codec.fast else "in float32")
+    row("whole encoder", encode_seconds + seconds)
     row("peak memory", 0.0, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     return rows
 

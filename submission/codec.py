@@ -26,13 +26,6 @@ class Encoded:
     reconstruction: Picture
 
 
-class Levels(nn.Module):
-    """0..255 -> 0..1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x / 255
-
-
 class Transforms(nn.Module):
     """The floating-point part of a deployed model: g_a and h_a for the encoder, g_s and post-filter for the decoder."""
 
@@ -124,11 +117,11 @@ class Codec:
 
     @functools.cached_property
     def g_a(self) -> Tiled:
-        """Levels 0..255 -> y. All digits matter in the layer that sees the picture and in those at the size of y."""
-        tiled = Tiled(nn.Sequential(Levels(), *self.transforms.g_a), 3, 16)
+        """Levels 0..255 -> y. Digits matter where the resolution changes, and at the size of y."""
+        tiled = Tiled(self.transforms.g_a, 3, 16, peak=255)
         if self.fast:
-            for layer in [layer for stage in tiled.stages[:-1] for layer in stage.layers][2:]:
-                multiply_in_bfloat16(layer)
+            for stage in tiled.stages[:-1]:
+                multiply_in_bfloat16(stage.layers[1:])
         return tiled
 
     @functools.cached_property

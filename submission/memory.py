@@ -9,7 +9,7 @@ from submission.cores import CGROUP
 from submission.tiles import BLOCK, KEPT_BYTES, TILE
 
 #: Bytes that code, libraries and weights take, and what memory management wastes.
-REST = 2**28
+REST = 3 * 2**27
 
 #: Pixels that a block has beside it, at most: 11 latents and a little.
 _MARGIN = 192
@@ -59,8 +59,8 @@ def _tile(pixels: float, channels: int) -> float:
 
 
 def _coding(config: ModelConfig, pixels: float) -> float:
-    """Bytes of the entropy coder: sums of the hyper features for each group, those features, y three times."""
-    return pixels / 256 * (4 * config.estimator * config.groups + 8 * config.M + 12 * config.M)
+    """Bytes of the entropy coder: sums of the hyper features for each group, those features, y six times."""
+    return pixels / 256 * (4 * config.estimator * config.groups + 24 * config.M)
 
 
 def free_bytes(cgroup: Path = CGROUP, proc: Path = Path("/proc")) -> float:

@@ -20,7 +20,7 @@ def fast_bfloat16() -> bool:
 def multiply_in_bfloat16(layer: nn.Module) -> None:
     """Have the convolutions of `layer` multiply in bfloat16; what they take and give stays float32.
 
-    So what is summed up over many layers keeps its digits: with sums in bfloat16 files grow by 0.15 %.
+    So what is summed up over many layers keeps its digits: what bfloat16 rounds are corrections to it.
     """
     for convolution in layer.modules():
         if isinstance(convolution, nn.Conv2d):

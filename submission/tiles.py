@@ -91,14 +91,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers of a transform up to the next change of resolution; computed in float32."""
+    """Layers of a transform: the first changes the resolution, the others keep it."""
 
     layers: nn.Sequential
     grid: Grid
     halo: int  #: cells around a cell that influence it
 
     def __call__(self, x: Tensor, tile: int) -> Tensor:
-        return self.grid.map(lambda part: self.layers(part.float()), x, max(1, tile // self.grid.after), self.halo)
+        return self.grid.map(self.layers, x, max(1, tile // self.grid.after), self.halo)
 
 
 class Tiled:
@@ -107,10 +107,10 @@ class Tiled:
     All its stages are computed in one block after the other, so that what lies between stages takes memory for a block.
     """
 
-    def __init__(self, transform: nn.Sequential, channels: int, cell: int) -> None:
-        """`channels` of the input; a sample at the lowest resolution stands for `cell` pixels a side."""
+    def __init__(self, transform: nn.Sequential, channels: int, cell: int, peak: int = 1) -> None:
+        """The input has `channels`, divided by `peak`; samples of the lowest resolution are `cell` pixels wide."""
         self.stages = stages(transform, channels)
-        self.cell = cell
+        self.cell, self.peak = cell, peak
         before, after, reach = 1, 1, Fraction(0)
         for stage in self.stages:
             reach += Fraction(stage.halo * before * stage.grid.before, after)  # in input samples
@@ -122,6 +122,7 @@ class Tiled:
         return self.grid.map(lambda part: self._through(part, tile), x, max(1, block // self.cell), self.halo)
 
     def _through(self, x: Tensor, tile: int) -> Tensor:
+        x = x.float() / self.peak
         for stage in self.stages:
             x = stage(x, tile)
         return x
@@ -135,9 +136,9 @@ def stages(transform: nn.Sequential, channels: int) -> list[Stage]:
         for layer in transform:
             made = layer(torch.zeros(1, channels, 2, 2))
             if made.shape[2] != 2:
-                if any(True for _ in layers.parameters()):
+                if len(layers):
                     found.append(Stage(layers, grid, _halo(layers, grid, inputs)))
-                    layers, inputs = nn.Sequential(), channels
+                layers, inputs = nn.Sequential(), channels
                 grid = Grid(max(1, 2 // made.shape[2]), max(1, made.shape[2] // 2))
             layers.append(layer)
             channels = made.shape[1]
