@@ -1,4 +1,4 @@
-"""Where the time of a decoder goes, stage by stage, and how much faster wavefronts are than single positions.
+"""Where the time of a decoder goes, stage by stage, that of an encoder, and what wavefronts bring.
 
 Without --weights it takes a model of random weights, of preset base (N = M = 192) by default, whose scales are spread
 so that a picture takes about 0.3 bits per pixel, the highest of the three caps. Latents are sampled from the model.
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,9 +33,9 @@ from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
 from submission.mixture import Rows
 from submission.network import Network
-from submission.parts import entropy_model, synthesis_halo
+from submission.parts import entropy_model
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
-from submission.tiles import post_filter, synthesize
+from submission.tiles import post_filter
 from training.export import export_tensors
 
 SIZES = ("768x512", "2048x1365")
@@ -60,8 +61,8 @@ class Clock:
         return timed
 
 
-def random_codec(preset: str) -> Codec:
-    """An untrained model of this size."""
+def random_network(preset: str) -> tuple[Network, NDArray[np.uint8]]:
+    """An untrained model of this size, and crops [2, 192, 192, 3] to calibrate it with."""
     torch.manual_seed(0)
     config = PRESETS[preset]
     network = Network(config)
@@ -72,7 +73,12 @@ def random_codec(preset: str) -> Codec:
         spread_scales(network.entropy_model)
     rng = np.random.default_rng(0)
     crops = rng.integers(0, 256, (2, 24, 24, 3)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
-    return Codec(config, export_tensors(network, crops), 0, 0)
+    return network, crops
+
+
+def random_codec(preset: str) -> Codec:
+    network, crops = random_network(preset)
+    return Codec(network.config, export_tensors(network, crops), 0, 0)
 
 
 def spread_scales(model: EntropyModel | SlicedModel) -> None:
@@ -252,18 +258,23 @@ def measure(
     )
     small = y[:, :, :8, :8]
     area = y.shape[2] * y.shape[3] / 64
-    x_hat = synthesize(codec.transforms.g_s, y, synthesis_halo(codec.config))
-    seconds = min(_timed(lambda: synthesize(codec.transforms.g_s, y, synthesis_halo(codec.config))) for _ in range(2))
+    x_hat = codec.g_s(y)
+    seconds = min(_timed(lambda: codec.g_s(y)) for _ in range(2))
     rate = operations(codec.transforms.g_s, small) * area / seconds / 1e9
     row("g_s", seconds, f"{rate:.0f} GFLOP/s of {gemm:.0f} that a plain product reaches")
     total = entropy_seconds + seconds
     if codec.config.grdn is not None:
         filter_ = codec.transforms.post_filter
         seconds = min(_timed(lambda: post_filter(filter_, x_hat)) for _ in range(2))
-        rate = operations(filter_, x_hat[:, :, :128, :128]) * area / seconds / 1e9
+        rate = operations(filter_, x_hat[:, :, :128, :128].to(filter_.tail.weight.dtype)) * area / seconds / 1e9
         row("post-filter", seconds, f"{rate:.0f} GFLOP/s")
         total += seconds
     row("whole decoder", total)
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    codec.latents(picture)  # warm up
+    seconds = min(_timed(lambda: codec.latents(picture)) for _ in range(2))
+    row("g_a and h_a", seconds, "multiplied in bfloat16" if codec.fast else "in float32")
+    row("whole encoder", encode_seconds + seconds)
     row("peak memory", 0.0, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     return rows
 

@@ -48,17 +48,25 @@ def limit() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 
 
+def limited_run(command: list[str]) -> tuple[float, float, float]:
+    """Run a command; returns wall seconds and processor seconds of the whole process, and its peak memory in GB."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, preexec_fn=limit, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if os.waitstatus_to_exitcode(status) != 0:
+        raise UserError(f"failed: {' '.join(command)}")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+
+
 def decode(command: list[str], stream: bytes) -> tuple[float, float, float]:
-    """Decode one stream; returns wall seconds and processor seconds of the whole process, and its peak memory in GB."""
+    """`limited_run` of a decoder on one stream."""
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "a.clic").write_bytes(stream)
-        start = time.perf_counter()
-        process = subprocess.Popen([*command, temporary, "-o", temporary], preexec_fn=limit, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        if os.waitstatus_to_exitcode(status) != 0 or not (Path(temporary) / "a.png").exists():
-            raise UserError("the decoder failed")
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+        used = limited_run([*command, temporary, "-o", temporary])
+        if not (Path(temporary) / "a.png").exists():
+            raise UserError("the decoder wrote no picture")
+    return used
 
 
 def main() -> int:

@@ -31,6 +31,7 @@ from submission.errors import UserError
 from submission.files import Picture
 from submission.ladder import Ladder
 from submission.latent_coding import STEP_BITS, Latents
+from submission.precision import fast_bfloat16
 from submission.tiles import tiles
 
 #: Larger pictures are refined in blocks of at most this many units of 64 pixels a side, each on its own, to bound the
@@ -78,7 +79,7 @@ class Objective:
         assert isinstance(codec.entropy, EntropyCoder)
         self.rate = Rate(codec.config, codec.entropy).to(device)
         self.transforms = codec.transforms if device.type == "cpu" else copy.deepcopy(codec.transforms).to(device)
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        fast = device.type == "cuda" or fast_bfloat16()
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=fast)
         self.filtered: Tensor | float = 0.0
 

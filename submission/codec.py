@@ -1,19 +1,21 @@
 """One model of the ladder, deployed: pictures to streams and back."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from submission import bitstream
+from submission import bitstream, memory
 from submission.config import PAD, ModelConfig
-from submission.errors import BitstreamError, ImageError, WeightsError
+from submission.errors import BitstreamError, ImageError, UserError, WeightsError
 from submission.files import MAX_PIXELS, MAX_SIDE, Picture
 from submission.grdn import GRDN
 from submission.latent_coding import STEP_BITS, Latents, Tensors, YHat
-from submission.parts import analysis, entropy_coder, hyper_analysis, synthesis, synthesis_halo
-from submission.tiles import post_filter, synthesize
+from submission.parts import analysis, entropy_coder, hyper_analysis, synthesis
+from submission.precision import fast_bfloat16, multiply_in_bfloat16
+from submission.tiles import Tiled, post_filter
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,27 @@ class Codec:
         except RuntimeError as error:
             raise WeightsError(f"weights do not fit the network: {str(error).splitlines()[-1].strip()}") from None
         self.transforms.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+        self.fast = fast_bfloat16()
+        if self.fast:
+            self.transforms.post_filter.to(torch.bfloat16)
         prefix = "entropy."
         entropy = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         self.entropy = entropy_coder(config, entropy)
 
     def compress(self, image: Picture) -> bytes:
-        """uint8 [H, W, 3] -> stream."""
-        _check(image)
+        """uint8 [H, W, 3] -> stream. ImageError for what is no such picture, or too large for the memory there is."""
+        self._check(image)
         return self._write(*self.latents(image), *image.shape[:2])[0]
 
     def decompress(self, stream: bytes) -> Picture:
-        """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model."""
+        """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model, UserError for
+        a picture that is too large for the memory there is."""
         header, payload = bitstream.read(stream)
         if header.quality != self.quality or header.model != self.model:
             raise BitstreamError("made with other weights than these: use the weights that encoded it")
         if header.height * header.width > MAX_PIXELS:
             raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
+        self._check_memory(header.height, header.width)
         symbols, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
         if bitstream.latents_check(symbols, z_hat, self.entropy.unit) != header.latents_check:
             raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
@@ -76,13 +83,29 @@ class Codec:
 
     def encode(self, image: Picture) -> Encoded:
         """`compress`, with the picture that this machine's decoder will make."""
-        _check(image)
+        self._check(image)
+        self._check_memory(*image.shape[:2])
         return self.encode_latents(*self.latents(image), *image.shape[:2])
 
     def encode_latents(self, y: Latents, z: Latents, height: int, width: int) -> Encoded:
         """`encode` a picture of this size with latents y [h, w, M] and z [h/4, w/4, N] found elsewhere."""
         stream, y_hat = self._write(y, z, height, width)
         return Encoded(stream, self._reconstruct(y_hat, height, width))
+
+    def _check(self, image: Picture) -> None:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
+        height, width = image.shape[:2]
+        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+            raise ImageError(f"{width}x{height} is too large; split the picture first")
+        needed = memory.encoding_bytes(self.config, height, width)
+        if lacking := memory.shortage(needed, f"encoding {width}x{height}"):
+            raise ImageError(f"{lacking}; split the picture first")
+
+    def _check_memory(self, height: int, width: int) -> None:
+        needed = memory.decoding_bytes(self.config, height, width, self.fast)
+        if lacking := memory.shortage(needed, f"decoding {width}x{height}"):
+            raise UserError(f"{lacking}; end other programs, or decode where there is more")
 
     def latents(self, image: Picture) -> tuple[Latents, Latents]:
         """y [h, w, M] (over its quantisation step, in the steps of the entropy coder) and symbols of z [h/4, w/4, N].
@@ -92,15 +115,31 @@ class Codec:
         y, z_hat = self.continuous_latents(image)
         return _rounded(y), z_hat
 
+    @functools.cached_property
+    def g_a(self) -> Tiled:
+        """Levels 0..255 -> y. Digits matter where the resolution changes, and at the size of y."""
+        tiled = Tiled(self.transforms.g_a, 3, 16, peak=255)
+        if self.fast:
+            for stage in tiled.stages[:-1]:
+                multiply_in_bfloat16(stage.layers[1:])
+        return tiled
+
+    @functools.cached_property
+    def h_a(self) -> Tiled:
+        return Tiled(self.transforms.h_a, self.config.M, PAD)
+
+    @functools.cached_property
+    def g_s(self) -> Tiled:
+        return Tiled(self.transforms.g_s, self.config.M, 16)
+
     def continuous_latents(self, image: Picture) -> tuple[Tensor, Latents]:
         """The same before y is rounded, [1, M, h, w]."""
         height, width = image.shape[:2]
         h, w = _latent_size(height, width)
-        x = torch.zeros(1, 3, 16 * h, 16 * w).contiguous(memory_format=torch.channels_last)
-        x[0, :, :height, :width] = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        padded = np.pad(image, ((0, 16 * h - height), (0, 16 * w - width), (0, 0)))
         with torch.no_grad():
-            y = self.transforms.g_a(x)
-            z = self.transforms.h_a(y)
+            y = self.g_a(torch.from_numpy(padded).permute(2, 0, 1)[None])
+            z = self.h_a(y)
         z_hat = np.clip(_rounded(z), -self.entropy.z_peak, self.entropy.z_peak)  # as a decoder finds it
         steps = torch.from_numpy(self.entropy.step_sizes(z_hat)).permute(2, 0, 1)
         return y * (self.entropy.unit * 2**STEP_BITS) / steps, z_hat
@@ -114,20 +153,12 @@ class Codec:
     def _reconstruct(self, y_hat: YHat, height: int, width: int) -> Picture:
         y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            x_hat = synthesize(self.transforms.g_s, y, halo=synthesis_halo(self.config))
+            x_hat = self.g_s(y)
             if isinstance(self.transforms.post_filter, GRDN):
                 x_hat = post_filter(self.transforms.post_filter, x_hat)
-            pixels = x_hat[0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
+            pixels = x_hat[0, :, :height, :width].clamp_(0, 1).mul_(255).round_().to(torch.uint8)
         picture: Picture = pixels.permute(1, 2, 0).contiguous().numpy()
         return picture
-
-
-def _check(image: Picture) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ImageError(f"expected uint8 pixels [H, W, 3], got {image.dtype} {list(image.shape)}")
-    height, width = image.shape[:2]
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} is too large; split the picture first")
 
 
 def _latent_size(height: int, width: int) -> tuple[int, int]:

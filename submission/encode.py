@@ -33,6 +33,8 @@ def main() -> int:
             stream = codec.compress(image)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from None
+        except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
+            raise ImageError(f"{path}: cannot be encoded here: {str(error).splitlines()[0]}") from None
         write_bytes(folder / f"{path.stem}.clic", stream)
         total += len(stream)
         pixels += image.shape[0] * image.shape[1]

@@ -30,10 +30,6 @@ _SYNTHESES: dict[str, Builder] = {
     "elic-sm": elic.synthesis,
 }
 
-#: How many latents around it g_s sees from one (`submission.tiles`). cheng: attention 3, residual block 2, upsampling
-#: and what follows less than 2. balle: 15/8 in four upsamplings. elic: attention 3 and what follows 5 1/4.
-_HALO = {"cheng": 7, "balle": 2, "elic": 9, "elic-sm": 3}
-
 
 def analysis(config: ModelConfig) -> nn.Sequential:
     """g_a: picture [B, 3, H, W] in [0, 1] -> y [B, M, H/16, W/16]."""
@@ -43,11 +39,6 @@ def analysis(config: ModelConfig) -> nn.Sequential:
 def synthesis(config: ModelConfig) -> nn.Sequential:
     """g_s: y_hat [B, M, H/16, W/16] -> picture [B, 3, H, W], not clamped."""
     return _SYNTHESES[config.transforms](config)
-
-
-def synthesis_halo(config: ModelConfig) -> int:
-    """Latents around a tile of y_hat that its part of the picture depends on."""
-    return _HALO[config.transforms]
 
 
 def hyper_analysis(config: ModelConfig) -> nn.Sequential:
