@@ -58,8 +58,8 @@ def curves(n: int, kinds: list[Kind], seed: int) -> Rows:
 
 @pytest.mark.parametrize(("name", "share", "loss"), [("kodak", 0.75, 1e-4), ("valid", 0.85, 1.5e-4)])
 def test_tables_kept_from_earlier(name: str, share: float, loss: float) -> None:
-    """The models 0 to 7, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last bits of
-    the fit, so on versions of NumPy and SciPy."""
+    """The models 0 to 7, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last
+    bits of the fit, so on versions of NumPy and SciPy."""
     rows = kept(name)
     kinds = KINDS[-rows.size.shape[1] :]
     caps = [byte_cap(parse_bpp(rate), int(rows.pixels.sum())) for rate in ("0.075", "0.15", "0.30")]
