@@ -12,7 +12,7 @@ import torch
 from submission.config import PRESETS
 from submission.errors import UserError
 from submission.network import Network
-from tests.training_kit import RECIPE, equal, run_all, session, weights
+from tests.training_kit import RECIPE, equal, killed_after, run_all, session, weights
 from training import checkpoint, loop
 from training.checkpoint import load_checkpoint
 from training.crops import Crops
@@ -24,20 +24,6 @@ from training.soap import SOAP
 def train_main(stage: Stage, run: Path, lmbda: float = 4.0) -> None:
     torch.manual_seed(stage.seed)
     train(Network(PRESETS["tiny"]), stage, lmbda, run, session(), 0.0)
-
-
-def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Make training end like a killed process after so many more steps."""
-    at, calls = Crops.at, 0
-
-    def counted(self: Crops, step: int) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > steps:
-            raise ConnectionAbortedError
-        return at(self, step)
-
-    monkeypatch.setattr(Crops, "at", counted)
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +117,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other settings of this stage \(lr, crop\)"):
         load_checkpoint(path, None, dataclasses.replace(stage, lr=1.0, crop=256), None)
     load_checkpoint(path, None, dataclasses.replace(stage, seconds=60.0), None)  # a budget may change
+    with pytest.raises(UserError, match=r"other settings of this stage \(steps\)"):
+        load_checkpoint(path, None, dataclasses.replace(stage, steps=2), None)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="not a checkpoint"):
         load_checkpoint(path, None, None, None)

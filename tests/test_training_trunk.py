@@ -8,7 +8,9 @@ import torch
 
 from submission.network import Network
 from tests.commands import call
-from tests.training_kit import CPU, RECIPE, photos, session, weights
+from tests.training_kit import CPU, RECIPE, killed_after, photos, session, weights
+from training import loop
+from training.checkpoint import load_checkpoint
 from training.conditional import Tables, Trunk
 from training.loop import Learner
 from training.loss import Padded
@@ -100,3 +102,15 @@ def test_it_is_validated_in_the_middle_of_its_range(tmp_path: Path, half: float)
     run_stage(RECIPE.model, dataclasses.replace(STAGE, half=half), 8.0, tmp_path, None, session())
     assert (tmp_path / "trunk.csv").read_text().splitlines()[-1].split(",")[-1] != ""
     assert photos().validation.size
+
+
+def test_it_may_go_on_with_other_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flat rate does not depend on the steps that are left: a run can be ended sooner or later than planned."""
+    started = dataclasses.replace(STAGE, steps=100)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", (0.0, 0.0))  # a checkpoint after every step
+    with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+        killed_after(patch, 2)
+        run_stage(RECIPE.model, started, 8.0, tmp_path, None, session())
+    run_stage(RECIPE.model, dataclasses.replace(started, steps=4), 8.0, tmp_path, None, session())
+    state = load_checkpoint(tmp_path / "trunk.pt", None, None, None)
+    assert state["done"] and state["step"] == 4

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import noise_picture
+from training.crops import Crops
 from training.data import Pictures
 from training.device import Device
 from training.loop import Session
@@ -39,3 +41,17 @@ def run_all(run: Path) -> None:
     run.mkdir(exist_ok=True)
     for name in STAGES:
         run_stage(RECIPE.model, RECIPE.stage(name), 4.0, run, None, session())
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Make training end like a killed process after so many more steps."""
+    at, calls = Crops.at, 0
+
+    def counted(self: Crops, step: int) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > steps:
+            raise ConnectionAbortedError
+        return at(self, step)
+
+    monkeypatch.setattr(Crops, "at", counted)

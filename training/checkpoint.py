@@ -71,13 +71,15 @@ def load_checkpoint(path: Path, config: ModelConfig | None, stage: Stage | None,
 
 
 def _differences(saved: dict[str, Any], stage: Stage) -> list[str]:
-    """Names of the settings in which a saved stage differs from `stage`: all but its time, which may be extended.
+    """Names of the settings in which a saved stage differs from `stage`: all but its time, which may be extended, and
+    the steps of a `flat` one, whose end may come sooner or later.
 
     Settings that came after it was saved have their defaults; those that are gone differ.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(Stage) if f.default is not dataclasses.MISSING}
     was, now = {**defaults, **saved}, dataclasses.asdict(stage)
-    return [n for n in {**now, **was} if n != "seconds" and was.get(n) != now.get(n)]
+    free = {"seconds", "steps"} if stage.schedule == "flat" else {"seconds"}
+    return [n for n in {**now, **was} if n not in free and was.get(n) != now.get(n)]
 
 
 def is_done(path: Path) -> bool:

@@ -25,8 +25,9 @@ class Stage:
     steps: int
     lr: float
     #: `step`: lr, and a tenth of it for the second half (the CLIC papers). `cosine`: lr falling to zero (short runs).
-    #: `flat`: lr until the last part, then falling to zero, so that other runs can branch off before. `steps`: lr, a
-    #: tenth of it at the end, a hundredth at the very end (the 4th paper).
+    #: `flat`: lr until the last part, then falling to zero: other runs can branch off before, and a run that goes on
+    #: may do so with other `steps`. `steps`: lr, a tenth of it at the end, a hundredth at the very end (the 4th
+    #: paper).
     schedule: Literal["step", "cosine", "flat", "steps"]
     crop: int
     batch: int
