@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ratecontrol import measure
-from ratecontrol.cluster import compute_there
+from ratecontrol.parallel.cluster import compute_there
 from submission import processes
 from submission.errors import UserError
 from tests.commands import call

@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.commands import Result, assert_refused, call
 from tests.conftest import noise_picture
-from training import export, ladder, log, plot
-from training.stage import main
+from training import export, ladder, plot
+from training.loop import log
+from training.loop.stage import main
 
 Stage = Callable[[str], Result]
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from pytorch_msssim import ms_ssim
 
-from eval import metrics
+from metrics import clic as metrics
 from submission.config import PRESETS
 from submission.network import Network
 from tests.conftest import noise_picture
 from tests.training_kit import CPU, RECIPE, run_all, weights
-from training.loss import Padded, distortion, simulate_padding
-from training.objective import forward
+from training.objective.forward import forward
+from training.objective.loss import Padded, distortion, simulate_padding
 from training.recipe import RECIPES, STAGES
 
 

@@ -37,14 +37,14 @@ class Stage:
     padding: int = 0
     #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
     scale_bound: float = 0.11
-    #: What stands for rounding while the encoder is trained, main and joint: `training.quantization`, NAMED or
-    #: RATE/DISTORTION.
+    #: What stands for rounding while the encoder is trained, main and joint: one that is NAMED in
+    #: `training.objective.quantization`, or RATE/DISTORTION.
     quantizer: str = "aun"
     #: Largest temperature coefficient of quantizers that anneal: reached in the main stage, kept in the joint one.
     sharpness: float = 12.0
     #: The distortion D of R + lambda D: 1 - MS-SSIM, or the squared error of pictures in 0..255.
     metric: Metric = "ms-ssim"
-    #: `adam` (the papers) or `soap` (`training.soap`), which needs fewer steps; its rate is another one.
+    #: `adam` (the papers) or `soap` (`training.loop.soap`), which needs fewer steps; its rate is another one.
     optimizer: Literal["adam", "soap"] = "adam"
     clip: float = 1.0
     #: The trunk's range of lambda: each step of each process draws its own.
