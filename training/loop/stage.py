@@ -1,4 +1,4 @@
-"""What the four stage scripts share: their options, and where a stage starts from."""
+"""What the stage scripts share: their options, and where a stage starts from."""
 
 import argparse
 import dataclasses
@@ -151,7 +151,7 @@ def stage_before(name: StageName, model: ModelConfig, run: Path) -> StageName | 
     """The stage that this one starts from. A model without post-filter skips that stage, and may skip the joint one."""
     position = STAGES.index(name)
     before = STAGES[position - 1] if position else None
-    if model.grdn is None and position and not (before == "joint" and (run / "joint.pt").exists()):
+    if model.grdn is None and name in ("joint", "hard") and not (before == "joint" and (run / "joint.pt").exists()):
         return "main"
     return before
 

@@ -1,4 +1,4 @@
-"""The one training loop of all four stages: resumable at any step, on a CPU with bitwise the same result."""
+"""The one training loop of all stages: resumable at any step, on a CPU with bitwise the same result."""
 
 import math
 import signal

@@ -37,14 +37,17 @@ def trainable(network: Network | Trunk, stage: Stage) -> list[nn.Module]:
         return [network.post_filter]
     if stage.name == "joint":
         return [network]
-    return [network.entropy_model, network.g_s, network.post_filter]  # hard: encoders and h_sq are fixed
+    if stage.name == "hard":
+        return [network.entropy_model, network.g_s, network.post_filter]  # encoders and h_sq are fixed
+    return [network.entropy_model]
 
 
 def forward(
     network: Network, stage: Stage, batch: Padded, device: Device, noise: Noise | None, progress: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Picture [B, 3, H, W] in float32, rates of y and of z in bits per true pixel. Without noise, rounding is real;
-    with it the stage's quantizer stands for it, annealed as far as the stage has come (0 to 1)."""
+    with it the stage's quantizer stands for it, annealed as far as the stage has come (0 to 1). Where the entropy model
+    alone learns the picture does not matter and is the batch's own."""
     with device.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and stage.noisy):
         y = network.g_a(batch.x)
         z = network.h_a(y)
@@ -52,6 +55,8 @@ def forward(
     with torch.set_grad_enabled(torch.is_grad_enabled() and stage.name != "post_filter"):
         latents = quantize(network, y, z, stage, noise, progress)
         y_bpp, z_bpp = (bits.sum() / batch.pixels for bits in (latents.y_bits, latents.z_bits))
+        if stage.name == "entropy" and torch.is_grad_enabled():
+            return batch.x, y_bpp, z_bpp
         with device.autocast():
             x_hat = network.g_s(latents.y_hat)
     if stage.name not in ("trunk", "main"):
@@ -90,13 +95,15 @@ class Loss:
 
 def loss_of(made: tuple[Tensor, Tensor, Tensor], batch: Padded, stage: Stage, lmbda: float, warming: bool) -> Loss:
     """R + lambda D on the true area, D by the stage's metric; MSE for 1 - MS-SSIM during the warm-up; D alone where
-    only the post-filter learns.
+    only the post-filter learns, R alone where only the entropy model does.
 
     A trunk's loss is divided by what is typical of its lambda, so that all count alike.
     """
     x_hat, y_bpp, z_bpp = made
     true, seen = batch.valid(batch.x), batch.valid(x_hat)
-    if stage.metric == "mse":
+    if stage.name == "entropy":
+        d = torch.zeros_like(y_bpp)
+    elif stage.metric == "mse":
         d = squared_error(true, seen)
     else:
         d = MSE_WEIGHT * torch.mean((true - seen) ** 2) if warming else distortion(true, seen)
