@@ -8,6 +8,7 @@ import torch
 
 from submission.network import Network
 from tests.commands import call
+from tests.conftest import convolution
 from tests.training_kit import CPU, RECIPE, killed_after, photos, session, weights
 from training.loop import train as loop
 from training.loop.checkpoint import load_checkpoint
@@ -26,7 +27,7 @@ def perturbed() -> Trunk:
     trunk = Trunk(RECIPE.model, 1.0, 64.0)
     with torch.no_grad():
         for table in trunk.tables.parameters():
-            table += 0.2 * torch.randn_like(table)
+            table.add_(0.2 * torch.randn_like(table))
     return trunk
 
 
@@ -44,8 +45,8 @@ def test_folded_is_scaled_and_shifted() -> None:
     folded, (scales, shifts) = trunk.at(5.0), trunk.tables.at(5.0)
     sizes = [channels for _, channels in trunk.convolutions]
     for (name, size), scale, shift in zip(trunk.convolutions, scales.split(sizes), shifts.split(sizes), strict=True):
-        before, after = trunk.network.get_submodule(name), folded.get_submodule(name)
-        x = torch.randn(1, before.in_channels, 7, 7)  # type: ignore[arg-type]
+        before, after = (convolution(network.get_submodule(name)) for network in (trunk.network, folded))
+        x = torch.randn(1, before.in_channels, 7, 7)
         expected = before(x) * scale.view(1, size, 1, 1) + shift.view(1, size, 1, 1)
         assert torch.allclose(after(x), expected, atol=1e-4), name
 
