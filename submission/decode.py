@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from submission import __version__
-from submission.console import DISK_FULL, fail, progress, run
+from submission.console import DISK_FULL, fail, program, progress, run
 from submission.cores import given_cores
 from submission.errors import UserError
 from submission.files import Picture, list_files, make_folder, write_png
@@ -40,7 +40,7 @@ def save(path: Path, picture: Picture) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m submission.decode",
+        prog=program("decode"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m submission.decode streams -o pictures",
@@ -73,5 +73,10 @@ def main() -> int:
     return 2 if failed else 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`clic-decode`."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()
