@@ -25,13 +25,13 @@ from submission import entropy_coding, integer, latent_coding, mixture, sliced_c
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
 from submission.console import run
-from submission.entropy_coding import EntropyCoder, Positions
+from submission.entropy_coding import EntropyCoder
 from submission.entropy_model import EntropyModel, FactorizedPrior
 from submission.errors import UserError
 from submission.integer import Int32
 from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
-from submission.mixture import Rows
+from submission.mixture import Positions, Rows
 from submission.network import Network
 from submission.parts import entropy_model
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice

@@ -144,7 +144,9 @@ def test_step_by_step_equals_all_at_once(networks_folder: Path, name: str, monke
     data, y_hat, z_hat = entropy.encode(*codec.latents(noise_picture(100, 150)))
     seen: list[np.ndarray] = []
     code_step = SlicedCoder._code_step
-    monkeypatch.setattr(SlicedCoder, "_code_step", lambda s, c, p, g: (seen.append(p.copy()), code_step(s, c, p, g))[1])
+    monkeypatch.setattr(
+        SlicedCoder, "_code_step", lambda s, c, p, *g: (seen.append(p.copy()), code_step(s, c, p, *g))[1]
+    )
     decoded, _ = entropy.decode(data, y_hat.shape[:2])
     assert np.array_equal(decoded, y_hat)
     expected = reference(entropy, y_hat, z_hat)
