@@ -1,5 +1,6 @@
 """What a newcomer finds first: the licence, whom to cite, pages whose links lead somewhere."""
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -32,6 +33,20 @@ def test_the_citation_names_the_papers() -> None:
         shared = ROOT.parent / "shared" / "papers"
         if shared.is_dir():
             assert any(words.search(text.read_text()) for text in shared.glob("*.txt")), paper["title"]
+
+
+def test_commands_on_the_path(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each script is there, and its help calls it by its name."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts.keys() == {"clic-encode", "clic-decode", "clic-inspect"}
+    for name, place in scripts.items():
+        module, function = place.split(":")
+        for started_as, called in ((f"/usr/bin/{name}", name), ("x.py", f"python -m {module}")):
+            monkeypatch.setattr("sys.argv", [started_as, "--help"])
+            with pytest.raises(SystemExit) as end:
+                getattr(importlib.import_module(module), function)()
+            assert end.value.code == 0
+            assert f"usage: {called} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
