@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ratecontrol.knapsack import Candidates, allocate
-from ratecontrol.table import write_table
+from ratecontrol.allocation.knapsack import Candidates, allocate
+from ratecontrol.allocation.table import write_table
 from submission import console
 
 #: Pictures, candidates of each, bits per pixel.

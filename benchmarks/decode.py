@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from ratecontrol.table import write_table
+from ratecontrol.allocation.table import write_table
 from submission import entropy_coding, integer, latent_coding, mixture, sliced_coding
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig

@@ -8,18 +8,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ratecontrol.table import write_table
+from ratecontrol.allocation.table import write_table
 from submission.bitstream import HEADER_BYTES
 from submission.codec import Codec
 from submission.config import ModelConfig
 from submission.console import progress, run
 from submission.files import Picture, list_images, read_image
 from submission.network import Network
-from training.checkpoint import load_checkpoint
 from training.export import export_tensors, newest_stage
-from training.loss import rate
-from training.stage import CALIBRATION
-from training.zero_centre import rounded
+from training.loop.checkpoint import load_checkpoint
+from training.loop.stage import CALIBRATION
+from training.objective.loss import rate
+from training.objective.zero_centre import rounded
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.metrics import ms_ssim
+from metrics.clic import ms_ssim
 from submission import console
 from submission.files import Picture, read_image
 from tests.conftest import noise_picture
@@ -24,7 +24,7 @@ from tests.test_eval_metrics import slow_ms_ssim
 #: As large as the photos of CLIC, which stop at 2048 a side: 2.8 million pixels.
 HEIGHT, WIDTH = 1365, 2048
 
-METRICS: dict[str, Callable[[Picture, Picture], float]] = {"eval.metrics": ms_ssim, "definition": slow_ms_ssim}
+METRICS: dict[str, Callable[[Picture, Picture], float]] = {"metrics.clic": ms_ssim, "definition": slow_ms_ssim}
 
 
 def measure(name: str, original: Picture, decoded: Picture, runs: int) -> tuple[float, float, int]:

@@ -10,17 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.exactness import estimated_bytes
-from eval.points import our_point, run_module
+from eval.rate_distortion.points import our_point, run_module
 from eval.score import pool
-from ratecontrol.table import write_table
+from ratecontrol.allocation.table import write_table
 from submission.config import NETWORKS, ModelConfig
 from submission.console import progress, run
 from submission.errors import UserError
 from submission.files import list_images, make_folder, read_image
 from submission.ladder import MANIFEST, Ladder
 from submission.network import Network
-from training.checkpoint import is_done, load_checkpoint
-from training.options import seconds
+from training.loop.checkpoint import is_done, load_checkpoint
+from training.loop.options import seconds
 
 #: Bits per pixel that no picture needs: the one model is taken for all.
 NO_CAP = "24"

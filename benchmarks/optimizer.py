@@ -1,7 +1,7 @@
 """Training recipes against each other: a network from random weights for equal steps, scored on pictures kept apart.
 
 Each variant is NAME:FIELD=VALUE,..., fields of `training.recipe.Stage` (lr, optimizer, clip, batch, crop, schedule,
-...) or, as soap.FIELD, arguments of `training.soap.SOAP`. All see the same crops, as far as batch and crop are the
+...) or, as soap.FIELD, arguments of `training.loop.soap.SOAP`. All see the same crops, as far as batch and crop are the
 same. `J` is bpp + lambda * (1 - MS-SSIM) with real rounding on random crops of 256 x 256, at full and at half size;
 `z` the bits per pixel of the hyper-latent; `ms` the milliseconds of a step, those of the optimizer among them in
 `opt`. Rows are kept as they come: a second call makes only what is missing.
@@ -21,13 +21,13 @@ from benchmarks import quality
 from submission.console import Progress, run
 from submission.errors import UserError
 from submission.network import Network
-from training.crops import Crops
-from training.data import Pictures, load_pictures
-from training.device import Device
-from training.loop import Learner
+from training.data.crops import Crops
+from training.data.pictures import Pictures, load_pictures
+from training.loop.schedule import Moment
+from training.loop.soap import SOAP
+from training.loop.train import Learner
+from training.network.device import Device
 from training.recipe import RECIPES, Stage
-from training.schedule import Moment
-from training.soap import SOAP
 
 FIELDS = ("variant", "lmbda", "steps", "step", *quality.FIELDS, "ms", "opt")
 

@@ -29,22 +29,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ratecontrol.table import write_table
+from ratecontrol.allocation.table import write_table
 from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run
 from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.layers import AttentionBlock
 from submission.network import Network
-from training.checkpoint import load_checkpoint
-from training.crops import Crops, centre_crops, to_float
-from training.data import load_pictures
-from training.device import Device
-from training.loop import Learner
-from training.loss import Padded, distortion
-from training.objective import forward
+from training.data.crops import Crops, centre_crops, to_float
+from training.data.pictures import load_pictures
+from training.loop.checkpoint import load_checkpoint
+from training.loop.schedule import Moment, learning_rate
+from training.loop.train import Learner
+from training.network.device import Device
+from training.objective.forward import forward
+from training.objective.loss import Padded, distortion
 from training.recipe import RECIPES, Recipe, StageName
-from training.schedule import Moment, learning_rate
 
 #: Held-out pictures that are scored, and their odd size where padding counts.
 SCORED = 64

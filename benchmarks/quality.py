@@ -15,13 +15,13 @@ import torch
 
 from submission.console import progress, run
 from submission.network import Network
-from training.crops import gather, random_places, to_float
-from training.data import Pictures, load_pictures
-from training.device import Device
-from training.loss import Padded, distortion
-from training.objective import forward
+from training.data.crops import gather, random_places, to_float
+from training.data.pictures import Pictures, load_pictures
+from training.loop.warm_start import initial_weights
+from training.network.device import Device
+from training.objective.forward import forward
+from training.objective.loss import Padded, distortion
 from training.recipe import RECIPES, Stage, StageName
-from training.warm_start import initial_weights
 
 #: Crops that are scored at each size, and theirs.
 COUNT, CROP = 64, 256

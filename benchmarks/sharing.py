@@ -12,12 +12,12 @@ from pathlib import Path
 from submission.console import run
 from submission.errors import UserError
 from submission.files import make_folder
-from training.device import join_world
 from training.ladder import run_name
-from training.loop import Session
-from training.options import add_options, device_of, pictures_of, recipe_of
-from training.plan import order
-from training.stage import run_stage
+from training.loop.options import add_options, device_of, pictures_of, recipe_of
+from training.loop.plan import order
+from training.loop.stage import run_stage
+from training.loop.train import Session
+from training.network.device import join_world
 
 
 def main() -> int:

@@ -23,23 +23,23 @@ from pathlib import Path
 import torch
 
 from benchmarks.quality import COUNT, CROP
-from eval.bdrate import RatePoint, bd_rate
+from eval.rate_distortion.bdrate import RatePoint, bd_rate
 from submission.config import NETWORKS, ModelConfig
 from submission.console import run
 from submission.errors import UserError
 from submission.files import make_folder
 from submission.network import Network
-from training.checkpoint import load_checkpoint
-from training.crops import gather, random_places, to_float
-from training.data import Pictures, load_pictures
-from training.device import Device
-from training.lock import locked
-from training.loop import Session
-from training.loss import Padded, squared_error
-from training.objective import forward
-from training.options import seconds
+from training.data.crops import gather, random_places, to_float
+from training.data.lock import locked
+from training.data.pictures import Pictures, load_pictures
+from training.loop.checkpoint import load_checkpoint
+from training.loop.options import seconds
+from training.loop.stage import run_stage
+from training.loop.train import Session
+from training.network.device import Device
+from training.objective.forward import forward
+from training.objective.loss import Padded, squared_error
 from training.recipe import RECIPES, Stage, StageName
-from training.stage import run_stage
 
 
 @dataclass(frozen=True)

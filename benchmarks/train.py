@@ -20,12 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from submission.console import progress, run
 from submission.errors import UserError
 from submission.network import Network
-from training.crops import Crops
-from training.data import Pictures, load_pictures
-from training.device import Device
-from training.loop import Learner
+from training.data.crops import Crops
+from training.data.pictures import Pictures, load_pictures
+from training.loop.schedule import Moment
+from training.loop.train import Learner
+from training.network.device import Device
 from training.recipe import RECIPES, STAGES, Stage
-from training.schedule import Moment
 
 LMBDA = 10.0
 

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from eval import peers, report
-from eval.curves import Curves, as_table, bd_rates, curve
-from eval.metrics import ms_ssim_db
-from eval.points import OURS, Point, our_point, peer_point, run_module
+from eval import peers
+from eval.rate_distortion.curves import Curves, as_table, bd_rates, curve
+from eval.rate_distortion.points import OURS, Point, our_point, peer_point, run_module
+from eval.report import page as report
 from eval.score import aligned
-from ratecontrol.budget import parse_bpp
-from ratecontrol.table import MEASURED_COLUMNS, read_table
+from metrics.clic import ms_ssim_db
+from ratecontrol.allocation.budget import parse_bpp
+from ratecontrol.allocation.table import MEASURED_COLUMNS, read_table
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images, make_folder, write_bytes

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from eval.codecs import PEERS
+from eval.codecs.peer import PEERS
 from eval.compare import RATES, bd_table, compare, open_results, table
 from submission import console
 from submission.errors import UserError

@@ -1,8 +1,8 @@
 """Measure the peer codecs as `ratecontrol.measure` measures ours: a table of candidates for each.
 
-The codecs and their settings are those of `eval.codecs`. From the tables `ratecontrol.allocate` chooses a quality for
-each picture under the cap of the set, so a peer gets exactly the freedom that our codec has. Every file is written and
-read again before it is scored. A run that was stopped goes on where it was; a later one measures only what changed.
+The codecs and their settings are those of `eval.codecs.peer`. From the tables `ratecontrol.allocate` chooses a quality
+for each picture under the cap of the set, so a peer gets exactly the freedom that our codec has. Every file is written
+and read again before it is scored. A run that was stopped goes on where it was; a later one measures only what changed.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from pathlib import Path
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError
 
-from eval.codecs import PEERS, Peer
-from eval.metrics import ms_ssim, squared_error
+from eval.codecs.peer import PEERS, Peer
+from metrics.clic import ms_ssim, squared_error
 from submission import console
 from submission.errors import UserError
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes

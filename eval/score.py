@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from eval.metrics import SetScore, ms_ssim, ms_ssim_db, pooled, psnr, squared_error
-from eval.papers import pytorch_msssim
-from ratecontrol.budget import byte_cap, parse_bpp
+from metrics.clic import SetScore, ms_ssim, ms_ssim_db, pooled, psnr, squared_error
+from metrics.papers import pytorch_msssim
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from submission import console
 from submission.errors import ImageError, UserError
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.score import STREAM_PATTERN, check_cap, find_streams, pool, score_pictures, table
-from ratecontrol.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ratecontrol.budget import byte_cap, parse_bpp, smallest_bpp
-from ratecontrol.knapsack import Allocation, Candidates, allocate
-from ratecontrol.table import CANDIDATE_COLUMNS, numbers, read_table, whole_numbers, write_table
+from ratecontrol.allocation.budget import byte_cap, parse_bpp, smallest_bpp
+from ratecontrol.allocation.knapsack import Allocation, Candidates, allocate
+from ratecontrol.allocation.table import CANDIDATE_COLUMNS, numbers, read_table, whole_numbers, write_table
 from submission import console
 from submission.errors import UserError
 from submission.files import MAX_SIDE

@@ -1,7 +1,7 @@
 """What rate control is worth: ways to choose a candidate for each picture, side by side under one byte cap.
 
 Reproduces Table 1 of the 2020 paper with our ladder (one, two, four, all models), and adds equal rate for every
-picture, greedy upgrades, the proven optimum, and the optimum with refined candidates (`ratecontrol.refine`).
+picture, greedy upgrades, the proven optimum, and the optimum with refined candidates (`ratecontrol.refinement.refine`).
 """
 
 import argparse
@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ratecontrol.allocate import Problem, feasible, read_problem
-from ratecontrol.budget import byte_cap, parse_bpp
-from ratecontrol.knapsack import Candidates, DoesNotFit, Table, allocate, fill, undominated
-from ratecontrol.table import write_table
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.knapsack import Candidates, DoesNotFit, Table, allocate, fill, undominated
+from ratecontrol.allocation.table import write_table
 from submission import console
 from submission.errors import UserError
 from submission.files import make_folder

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.metrics import ms_ssim, squared_error
-from ratecontrol.budget import byte_cap, parse_bpp
-from ratecontrol.choices import Choice, every_choice, kinds_of
-from ratecontrol.parallel import Workers, compute
-from ratecontrol.predict import Flags, Floats
-from ratecontrol.search import Found, search
-from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from metrics.clic import ms_ssim, squared_error
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from ratecontrol.candidates.choices import Choice, every_choice, kinds_of
+from ratecontrol.candidates.predict import Flags, Floats
+from ratecontrol.candidates.search import Found, search
+from ratecontrol.parallel.compute import Workers, compute
 from submission.console import Progress, progress, run
 from submission.errors import ImageError, UserError
 from submission.files import list_images, make_folder, read_image, write_bytes

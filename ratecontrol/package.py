@@ -18,9 +18,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ratecontrol.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.table import MEASURED_COLUMNS, picture_hash, read_table, whole_numbers
 from ratecontrol.decoder import MAX_DECODER_BYTES, check_size, write, write_decoder
-from ratecontrol.table import MEASURED_COLUMNS, picture_hash, read_table, whole_numbers
 from submission.bitstream import read_header
 from submission.console import progress, run
 from submission.errors import BitstreamError, UserError

@@ -42,6 +42,8 @@ def run(main: Callable[[], int]) -> None:
     """
     # As Ctrl-C: nothing half-written stays. The first process of a container would not even notice the signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     said = threading.Event()
     with _cut_off(said) as called:
         code = _exit_code(main, said)

@@ -18,20 +18,15 @@ def fast_bfloat16() -> bool:
 
 
 def multiply_in_bfloat16(layer: nn.Module) -> None:
-    """Have the convolutions of `layer` multiply in bfloat16; what they take and give stays float32.
+    """Have the convolutions of `layer` work in bfloat16, on an input in float32.
 
-    So what is summed up over many layers keeps its digits: what bfloat16 rounds are corrections to it.
+    What is summed up over many layers stays in float32 and keeps its digits: what bfloat16 rounds corrects it a little.
     """
-    for convolution in layer.modules():
-        if isinstance(convolution, nn.Conv2d):
-            convolution.to(torch.bfloat16)
-            convolution.register_forward_pre_hook(_narrow)
-            convolution.register_forward_hook(_widen)
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(torch.bfloat16)
+            module.register_forward_pre_hook(_narrow)
 
 
 def _narrow(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0].bfloat16(),)
-
-
-def _widen(_: nn.Module, __: object, output: Tensor) -> Tensor:
-    return output.float()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.bdrate import bd_rate
-from eval.curves import CurvePoint, bd_rates, curve
+from eval.rate_distortion.bdrate import bd_rate
+from eval.rate_distortion.curves import CurvePoint, bd_rates, curve
 
 #: Rate and PSNR of anchor and test, and the BD-rate: two worked examples of the JCT-VC workbook (JCTVC-E137, later
 #: L1100), as Netflix published them with their own implementation (vmaf, python/test/bd_rate_calculator_test.py).

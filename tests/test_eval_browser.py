@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from eval import report
+from eval.report import page as report
 from tests.test_eval_compare import made_up
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")

@@ -1,4 +1,4 @@
-"""eval.compare, eval.report and eval.demo: one whole comparison of small pictures, looked at from all sides."""
+"""eval.compare, eval.report.page and eval.demo: one whole comparison of small pictures, looked at from all sides."""
 
 import base64
 import dataclasses
@@ -17,11 +17,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eval import codecs, compare, demo, peers, points, published, report
-from eval.curves import CurvePoint
-from eval.metrics import ms_ssim
+from eval import compare, demo, peers
+from eval.codecs import peer as codecs
+from eval.rate_distortion import points
+from eval.rate_distortion.curves import CurvePoint
+from eval.report import page as report
+from eval.report import published
 from eval.score import PictureScore
-from ratecontrol.budget import byte_cap, parse_bpp
+from metrics.clic import ms_ssim
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from submission.errors import UserError
 from tests.commands import Result, assert_refused, call
 from tests.conftest import ROOT, noise_picture
@@ -327,7 +331,8 @@ def measuring(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         "import os, pathlib, time; pathlib.Path('pid').write_text(f'{os.getpid()} '); time.sleep(600)"
     )
     script = (
-        "from eval.points import run_module; from submission import console, processes; processes.PATIENCE = 3;"
+        "from eval.rate_distortion.points import run_module; from submission import console, processes;"
+        "processes.PATIENCE = 3;"
         "console.run(lambda: run_module('measures'))"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}

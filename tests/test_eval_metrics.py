@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, signal
 
-from eval.metrics import ms_ssim, ms_ssim_db, pooled, psnr, squared_error
+from metrics.clic import ms_ssim, ms_ssim_db, pooled, psnr, squared_error
 from tests.conftest import noise_picture
 
 WEIGHTS = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])

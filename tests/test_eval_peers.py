@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eval import codecs, peers
-from eval.codecs import PEERS, Peer
-from eval.metrics import ms_ssim, squared_error
+from eval import peers
+from eval.codecs import peer as codecs
+from eval.codecs.peer import PEERS, Peer
+from metrics.clic import ms_ssim, squared_error
 from submission.errors import UserError
 from submission.files import Picture
 from tests.commands import assert_refused, call

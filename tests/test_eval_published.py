@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval import published
-from eval.metrics import ms_ssim_db
+from eval.report import published
+from metrics.clic import ms_ssim_db
 from submission.files import list_images, read_image
 from tests.conftest import ROOT, noise_picture
 

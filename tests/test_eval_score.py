@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from eval import score
-from eval.metrics import ms_ssim, squared_error
+from metrics.clic import ms_ssim, squared_error
 from submission.errors import UserError
 from tests.commands import assert_refused, call
 from tests.conftest import noise_picture, run_module

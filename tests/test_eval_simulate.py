@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from eval import simulate
-from eval.metrics import ms_ssim
 from eval.simulate import TooSlow, decoded, isolation
+from metrics.clic import ms_ssim
 from submission.errors import UserError
 from tests.commands import Result, assert_refused
 from tests.conftest import ROOT, noise_picture, run_module

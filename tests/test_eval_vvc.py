@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import peers, vvc
-from eval.codecs import PEERS
+from eval import peers
+from eval.codecs import vvc
+from eval.codecs.peer import PEERS
 from submission.errors import UserError
 from tests.conftest import noise_picture
 

@@ -15,14 +15,14 @@ from submission.ladder import Ladder
 from submission.latent_coding import STEP_BITS
 from submission.network import Network
 from tests.conftest import noise_picture
-from training.data import Pictures
-from training.device import Device
+from training.data.pictures import Pictures
 from training.export import export_ladder, export_tensors
-from training.latents import quantize
-from training.loop import Session
-from training.noise import Noise
+from training.loop.stage import run_stage
+from training.loop.train import Session
+from training.network.device import Device
+from training.objective.latents import quantize
+from training.objective.noise import Noise
 from training.recipe import RECIPES
-from training.stage import run_stage
 
 CONFIG = dataclasses.replace(PRESETS["tiny"], learned_step=True)
 MAIN = RECIPES["tiny"].stage("main")

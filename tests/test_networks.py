@@ -22,7 +22,7 @@ from submission.network import Network
 from submission.sliced_coding import SPATIAL_TAPS, ChannelSlice, HyperSlice, SlicedCoder, SpaceChannelSlice
 from submission.sliced_model import SUPPORT, SlicedModel
 from tests.conftest import noise_picture, untrained_network
-from training.integer_model import subpixel
+from training.network.integer import subpixel
 
 NAMES = [config.name for config in NETWORKS]
 SLICED = [config.name for config in NETWORKS if config.entropy in ("hyper", "channel", "elic")]

@@ -16,15 +16,15 @@ from submission.sliced_model import SlicedModel
 from tests.conftest import untrained_network
 from tests.training_kit import CPU, photos
 from training.export import export_ladder
-from training.latents import quantize
-from training.loop import Session
-from training.noise import Noise
-from training.options import add_options, recipe_of
-from training.plan import tasks
+from training.loop.options import add_options, recipe_of
+from training.loop.plan import tasks
+from training.loop.stage import run_stage, stage_before
+from training.loop.train import Session
+from training.loop.warm_start import initial_weights
+from training.objective.latents import quantize
+from training.objective.noise import Noise
+from training.objective.zero_centre import rounded
 from training.recipe import RECIPES, Recipe, Stage
-from training.stage import run_stage, stage_before
-from training.warm_start import initial_weights
-from training.zero_centre import rounded
 
 ZERO = [config.name for config in NETWORKS if config.zero_centre]
 
@@ -152,7 +152,7 @@ def test_the_command_line_knows_metric_and_impossible_models() -> None:
 
 
 def test_what_can_start_from_weights(networks_folder: Path) -> None:
-    """The models whose integers `training.dequantize` knows; the others say where to start instead."""
+    """The models whose integers `training.network.dequantize` knows; the others say where to start instead."""
     names = [config.name for config in NETWORKS]
     config = tiny(PRESETS["cheng-attn"])
     network, original = Network(config), untrained_network(config, names.index("cheng-attn"))

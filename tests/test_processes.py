@@ -1,8 +1,10 @@
 """Programs that we start: their output as a whole, and an end when they are stopped, killed or left alone."""
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,18 @@ def test_a_program_ends_with_a_killed_parent() -> None:
         parent.kill()
         parent.wait()
     assert_gone(child)
+
+
+@pytest.mark.parametrize("command", ["submission.decode", "training.ladder", "ratecontrol.measure", "eval.compare"])
+def test_interrupted_while_libraries_are_imported(tmp_path: Path, command: str) -> None:
+    """No traceback, whatever is under way then: here a torch that takes its time, and minds no exception."""
+    lines = ["print('importing', flush=True)", "import time", "while True:", " try: time.sleep(60)"]
+    (tmp_path / "torch.py").write_text("\n".join([*lines, " except BaseException: pass"]))
+    found = os.pathsep.join([str(tmp_path), str(ROOT)])
+    with subprocess.Popen(
+        [sys.executable, "-m", command], env={**os.environ, "PYTHONPATH": found}, stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] == "error: interrupted\n"
+    assert process.returncode == 130

@@ -16,13 +16,13 @@ from submission.entropy_model import FactorizedPrior, mixture_likelihood
 from submission.errors import UserError
 from submission.network import Network
 from training import table2
-from training.device import Device
-from training.latents import quantize
-from training.loss import Padded
-from training.noise import Noise
-from training.objective import forward
-from training.options import add_metric, add_quantizer, recipe_of
-from training.quantization import (
+from training.loop.options import add_metric, add_quantizer, recipe_of
+from training.network.device import Device
+from training.objective.forward import forward
+from training.objective.latents import quantize
+from training.objective.loss import Padded
+from training.objective.noise import Noise
+from training.objective.quantization import (
     NAMED,
     SURROGATES,
     denoise,

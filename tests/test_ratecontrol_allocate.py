@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ratecontrol.allocate import main
-from ratecontrol.budget import byte_cap, parse_bpp, smallest_bpp
-from ratecontrol.knapsack import RESOLUTION, Candidates, DoesNotFit, allocate, undominated
+from ratecontrol.allocation.budget import byte_cap, parse_bpp, smallest_bpp
+from ratecontrol.allocation.knapsack import RESOLUTION, Candidates, DoesNotFit, allocate, undominated
 from submission.errors import UserError
 from tests.commands import assert_refused, call
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ratecontrol import compare
 from ratecontrol.allocate import read_problem
-from ratecontrol.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from tests.commands import assert_refused, call
 
 BPP = "0.15"

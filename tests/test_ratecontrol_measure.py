@@ -14,10 +14,12 @@ import pytest
 from distributed import LocalCluster
 from PIL import Image
 
-from eval.metrics import ms_ssim, squared_error
-from ratecontrol import cluster, measure, parallel
-from ratecontrol.parallel import Workers
-from ratecontrol.table import MEASURED_COLUMNS
+from metrics.clic import ms_ssim, squared_error
+from ratecontrol import measure
+from ratecontrol.allocation.table import MEASURED_COLUMNS
+from ratecontrol.parallel import cluster
+from ratecontrol.parallel import compute as parallel
+from ratecontrol.parallel.compute import Workers
 from submission.errors import UserError
 from submission.files import read_image
 from submission.ladder import Ladder

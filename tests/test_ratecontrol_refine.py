@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import ms_ssim
-from ratecontrol import refine as module
-from ratecontrol.refine import blocks, refine
-from ratecontrol.surrogate import MSSSIM, Rate, floor
+from metrics.clic import ms_ssim
+from ratecontrol.refinement import refine as module
+from ratecontrol.refinement.rate import MSSSIM, Rate, floor
+from ratecontrol.refinement.refine import blocks, refine
 from submission.codec import Codec
 from submission.files import Picture
 from submission.ladder import DEFAULT_WEIGHTS, Ladder

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratecontrol.budget import byte_cap, parse_bpp
-from ratecontrol.knapsack import DoesNotFit, allocate
-from ratecontrol.predict import Flags, Floats, Kind, Prior, predict
-from ratecontrol.search import Found, Rows, expected_gain, search
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.knapsack import DoesNotFit, allocate
+from ratecontrol.candidates.predict import Flags, Floats, Kind, Prior, predict
+from ratecontrol.candidates.search import Found, Rows, expected_gain, search
 
 KEPT = Path(__file__).parent.parent / "eval" / "results" / "0.1.0"
 LAMBDAS = [0.8, 1.1, 2.2, 4.5, 9.0, 18.0, 40.0, 90.0]

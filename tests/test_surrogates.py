@@ -11,7 +11,7 @@ from benchmarks import surrogates
 from benchmarks.surrogates import PAPER, SETTINGS, Bench, Results, paper_against_first, table
 from submission.config import NETWORKS, PRESETS, tiny
 from tests.training_kit import CPU, photos
-from training.loop import Session
+from training.loop.train import Session
 from training.recipe import RECIPES
 
 

@@ -11,13 +11,14 @@ from submission.config import PRESETS
 from submission.errors import UserError
 from submission.network import Network
 from tests.training_kit import RECIPE, session
-from training import loop, schedule
-from training.crops import Crops
-from training.loop import train
-from training.options import seconds
-from training.plan import PLANNED, makespan, ready, share_time, tasks
+from training.data.crops import Crops
+from training.loop import schedule
+from training.loop import train as loop
+from training.loop.options import seconds
+from training.loop.plan import PLANNED, makespan, ready, share_time, tasks
+from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
+from training.loop.train import train
 from training.recipe import RECIPES, Stage
-from training.schedule import Moment, Pace, in_warmup, learning_rate
 
 STAGE = dataclasses.replace(RECIPES["small"].stage("main"), seconds=100.0)
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.commands import Result, assert_refused, call
 from tests.conftest import noise_picture
-from training import export, ladder, log, plot
-from training.stage import main
+from training import export, ladder, plot
+from training.loop import log
+from training.loop.stage import main
 
 Stage = Callable[[str], Result]
 
@@ -95,4 +96,4 @@ def test_a_ladder_with_a_used_up_budget_says_so(data: Path, tmp_path: Path) -> N
     run.mkdir()
     (run / "time.json").write_text('{"seconds": 100}')
     result = call(ladder.main, "--preset", "tiny", "--data", data, "--run", run, "--time-budget", "1m")
-    assert_refused(result, "used up with 8 stages to go")
+    assert_refused(result, "used up with 10 stages to go")

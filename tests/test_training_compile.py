@@ -6,12 +6,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from submission.network import Network
 from tests.training_kit import CPU, RECIPE, photos
-from training import device
-from training.crops import Crops
-from training.device import Device
-from training.loop import Learner
-from training.objective import validate
-from training.schedule import Moment
+from training.data.crops import Crops
+from training.loop.schedule import Moment
+from training.loop.train import Learner
+from training.network import device
+from training.network.device import Device
+from training.objective.forward import validate
 
 
 def test_each_part_is_one_graph_and_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

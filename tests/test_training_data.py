@@ -11,11 +11,11 @@ from PIL import Image
 from submission.errors import UserError
 from tests.conftest import noise_picture
 from tests.training_kit import CPU, RECIPE, photos
-from training import data
-from training.crops import Crops, centre_crops, gather, random_places
-from training.data import load_pictures
-from training.device import World
-from training.similar import find_copies, fingerprint, fingerprints
+from training.data import pictures as data
+from training.data.crops import Crops, centre_crops, gather, random_places
+from training.data.pictures import load_pictures
+from training.data.similar import find_copies, fingerprint, fingerprints
+from training.network.device import World
 
 
 @pytest.fixture

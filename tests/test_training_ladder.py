@@ -21,11 +21,11 @@ from tests.faults import assert_gone, children, said, wait_for
 from tests.training_kit import RECIPE, equal, run_all, session, weights
 from training.export import latents
 from training.ladder import Clock, LadderRun, run_name, train_ladder
-from training.loss import rate
-from training.plan import order
+from training.loop.plan import order
+from training.loop.stage import run_stage
+from training.loop.warm_start import initial_weights
+from training.objective.loss import rate
 from training.recipe import STAGES
-from training.stage import run_stage
-from training.warm_start import initial_weights
 
 
 def test_ladder_order_starts_each_model_from_a_finished_neighbour() -> None:

@@ -16,9 +16,9 @@ from submission.network import Network
 from tests.commands import call
 from tests.conftest import ROOT, noise_picture
 from tests.training_kit import CPU, RECIPE, weights
-from training import loop
-from training.device import World
-from training.stage import main
+from training.loop import train as loop
+from training.loop.stage import main
+from training.network.device import World
 
 #: The same values up to the order of sums, over 12 steps. SOAP's first eigenvectors hang on the last bits of few
 #: gradients, so it strays further in the beginning.

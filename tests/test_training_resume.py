@@ -13,12 +13,13 @@ from submission.config import PRESETS
 from submission.errors import UserError
 from submission.network import Network
 from tests.training_kit import RECIPE, equal, killed_after, run_all, session, weights
-from training import checkpoint, loop
-from training.checkpoint import load_checkpoint
-from training.crops import Crops
-from training.loop import train
+from training.data.crops import Crops
+from training.loop import checkpoint
+from training.loop import train as loop
+from training.loop.checkpoint import load_checkpoint
+from training.loop.soap import SOAP
+from training.loop.train import train
 from training.recipe import STAGES, Stage
-from training.soap import SOAP
 
 
 def train_main(stage: Stage, run: Path, lmbda: float = 4.0) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.soap import SOAP
+from training.loop.soap import SOAP
 
 
 def orthogonal(size: int, seed: int) -> Tensor:

@@ -9,14 +9,14 @@ import torch
 from submission.network import Network
 from tests.commands import call
 from tests.training_kit import CPU, RECIPE, killed_after, photos, session, weights
-from training import loop
-from training.checkpoint import load_checkpoint
-from training.conditional import Tables, Trunk
-from training.loop import Learner
-from training.loss import Padded
-from training.objective import Pass, forward
-from training.stage import main, run_stage
-from training.warm_start import initial_weights
+from training.loop import train as loop
+from training.loop.checkpoint import load_checkpoint
+from training.loop.stage import main, run_stage
+from training.loop.train import Learner
+from training.loop.warm_start import initial_weights
+from training.network.conditional import Tables, Trunk
+from training.objective.forward import Pass, forward
+from training.objective.loss import Padded
 
 STAGE = dataclasses.replace(RECIPE.stage("trunk"), lambdas=(1.0, 64.0), warmup=0, steps=6)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.conftest import noise_picture
-from training.crops import Crops
-from training.data import Pictures
-from training.device import Device
-from training.loop import Session
+from training.data.crops import Crops
+from training.data.pictures import Pictures
+from training.loop.stage import run_stage
+from training.loop.train import Session
+from training.network.device import Device
 from training.recipe import RECIPES, STAGES
-from training.stage import run_stage
 
 RECIPE = RECIPES["tiny"]
 CPU = Device("cpu", bf16=False)

@@ -21,14 +21,14 @@ from submission.files import write_bytes
 from submission.ladder import FORMAT, MANIFEST, read_safetensors
 from submission.latent_coding import Tensors
 from submission.network import Network
-from training.checkpoint import load_checkpoint
-from training.integer_model import quantize_mixture, quantize_steps
-from training.integer_sliced import quantize_sliced
-from training.loss import rate
+from training.loop.checkpoint import load_checkpoint
+from training.loop.stage import CALIBRATION
+from training.loop.warm_start import finished_stage
+from training.network.integer import quantize_mixture, quantize_steps
+from training.network.integer_sliced import quantize_sliced
+from training.objective.loss import rate
+from training.objective.zero_centre import rounded
 from training.recipe import STAGES
-from training.stage import CALIBRATION
-from training.warm_start import finished_stage
-from training.zero_centre import rounded
 
 Crops = NDArray[np.uint8]  #: [n, H, W, 3]
 

@@ -1,7 +1,7 @@
 """Stage 3: train everything together, with the padding strategy (Algorithm 1)."""
 
 from submission.console import run
-from training.stage import main
+from training.loop.stage import main
 
 if __name__ == "__main__":
     run(lambda: main("joint", __doc__))

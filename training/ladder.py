@@ -11,14 +11,14 @@ from submission.config import ModelConfig
 from submission.console import Progress, run
 from submission.errors import UserError
 from submission.files import make_folder, write_bytes
-from training.checkpoint import load_checkpoint
-from training.device import ALONE, World, join_world
-from training.jobs import Launched, run_side_by_side
-from training.loop import Session
-from training.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
-from training.plan import Key, Task, share_time, tasks
+from training.loop.checkpoint import load_checkpoint
+from training.loop.jobs import Launched, run_side_by_side
+from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
+from training.loop.plan import Key, Task, share_time, tasks
+from training.loop.stage import run_stage
+from training.loop.train import Session
+from training.network.device import ALONE, World, join_world
 from training.recipe import Recipe, Stage
-from training.stage import run_stage
 
 #: Seconds used so far, of all calls together.
 CLOCK = "time.json"

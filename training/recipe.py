@@ -1,7 +1,8 @@
 """What a training stage does, as a frozen value, and the recipes that come with the project.
 
-The four stages are those of the 2020 paper (section 3) and the 2021 paper (section 1): main network, post-filter,
-joint fine-tuning with the padding strategy, soft-then-hard. The networks of the 4th paper have two, main and hard (its
+Four stages are those of the 2020 paper (section 3) and the 2021 paper (section 1): main network, post-filter, joint
+fine-tuning with the padding strategy, soft-then-hard. A fifth, ours, goes on with the entropy model alone: files become
+smaller, decoded pictures stay as they are. The networks of the 4th paper have two, main and hard (its
 joint training and post-training), and MSE for the distortion.
 """
 
@@ -12,9 +13,9 @@ from typing import Any, Literal
 from submission.config import NETWORKS, PRESETS, ModelConfig, small
 from submission.errors import UserError
 
-StageName = Literal["trunk", "main", "post_filter", "joint", "hard"]
+StageName = Literal["trunk", "main", "post_filter", "joint", "hard", "entropy"]
 Metric = Literal["ms-ssim", "mse"]
-STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard")
+STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard", "entropy")
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Stage:
     padding: int = 0
     #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
     scale_bound: float = 0.11
-    #: What stands for rounding while the encoder is trained, main and joint: `training.quantization`, NAMED or
-    #: RATE/DISTORTION.
+    #: What stands for rounding while the encoder is trained, main and joint: one that is NAMED in
+    #: `training.objective.quantization`, or RATE/DISTORTION.
     quantizer: str = "aun"
     #: Largest temperature coefficient of quantizers that anneal: reached in the main stage, kept in the joint one.
     sharpness: float = 12.0
     #: The distortion D of R + lambda D: 1 - MS-SSIM, or the squared error of pictures in 0..255.
     metric: Metric = "ms-ssim"
-    #: `adam` (the papers) or `soap` (`training.soap`), which needs fewer steps; its rate is another one.
+    #: `adam` (the papers) or `soap` (`training.loop.soap`), which needs fewer steps; its rate is another one.
     optimizer: Literal["adam", "soap"] = "adam"
     clip: float = 1.0
     #: The trunk's range of lambda: each step of each process draws its own.
@@ -114,14 +115,17 @@ def _paper_stages() -> tuple[Stage, ...]:
     )
 
 
-def _short_stages(main: int, post_filter: int, joint: int, hard: int, crop: int, batch: int) -> tuple[Stage, ...]:
-    """The same four stages for hours instead of weeks: SOAP, and higher rates that fall to zero."""
+def _short_stages(
+    main: int, post_filter: int, joint: int, hard: int, entropy: int, crop: int, batch: int
+) -> tuple[Stage, ...]:
+    """The same four stages for hours instead of weeks, and the fifth: SOAP, and higher rates that fall to zero."""
     later = Stage("post_filter", post_filter, 1e-3, "cosine", crop, batch, optimizer="soap")
     return (
         dataclasses.replace(later, name="main", steps=main, warmup=main // 16),
         later,
         dataclasses.replace(later, name="joint", steps=joint, lr=3e-4, padding=20),
         dataclasses.replace(later, name="hard", steps=hard, lr=3e-4, padding=20, scale_bound=1e-6),
+        dataclasses.replace(later, name="entropy", steps=entropy, batch=2 * batch, padding=20, scale_bound=1e-6),
     )
 
 
@@ -148,20 +152,20 @@ _MSE_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483)
 LAMBDAS: dict[Metric, tuple[tuple[float, ...], float]] = {"ms-ssim": (_LAMBDAS, 10.0), "mse": (_MSE_LAMBDAS, 0.013)}
 
 RECIPES = {
-    "tiny": Recipe(PRESETS["tiny"], _short_stages(6, 4, 4, 4, 192, 2), (3.0, 12.0), 3.0, (3, 2, 2, 2)),
+    "tiny": Recipe(PRESETS["tiny"], _short_stages(6, 4, 4, 4, 3, 192, 2), (3.0, 12.0), 3.0, (3, 2, 2, 2, 2)),
     "small": Recipe(
         PRESETS["small"],
-        _short_stages(8000, 300, 800, 400, 192, 4),
+        _short_stages(8000, 300, 800, 400, 600, 192, 4),
         (0.8, 1.6, 3.0, 6.0, 12.0, 30.0),
         6.0,
-        (900, 60, 500, 250),
+        (900, 60, 500, 250, 300),
     ),
     "base": Recipe(
         PRESETS["base"],
-        _short_stages(60_000, 6_000, 12_000, 8_000, 256, 8),
+        _short_stages(60_000, 6_000, 12_000, 8_000, 8_000, 256, 8),
         _LAMBDAS,
         10.0,
-        (8_000, 1_000, 6_000, 6_000),
+        (8_000, 1_000, 6_000, 6_000, 4_000),
     ),
     "paper": Recipe(PRESETS["paper"], _paper_stages(), _LAMBDAS, 20.0, (300_000, 300_000, 300_000, 200_000)),
     **{

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from submission.console import progress, run
 from submission.errors import UserError
-from training.quantization import term
+from training.objective.quantization import term
 
 
 @dataclass(frozen=True)

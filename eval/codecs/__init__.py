@@ -1,0 +1,1 @@
+"""The codecs that ours is compared with."""

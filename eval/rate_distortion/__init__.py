@@ -1,0 +1,1 @@
+"""Points and curves of rate and distortion, and the BD-rate between them."""

@@ -1,0 +1,1 @@
+"""What a decoded picture is worth: the score of the challenge, its differentiable twin, the figures of papers."""
