@@ -28,14 +28,14 @@ from submission.codec import Codec
 from submission.coder import Decoder
 from submission.config import PRESETS, ModelConfig
 from submission.console import run
-from submission.entropy_coding import EntropyCoder, Positions
+from submission.entropy_coding import EntropyCoder
 from submission.entropy_model import Context, EntropyModel, FactorizedPrior
 from submission.errors import UserError
 from submission.grdn import GRDN
 from submission.integer import Int32
 from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
-from submission.mixture import Rows
+from submission.mixture import Positions, Rows
 from submission.network import Network
 from submission.parts import entropy_model
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
