@@ -3,7 +3,7 @@
 # make test-image  builds the image and runs it, where there is something to build it with
 # make test-arm    decodes on an ARM machine: this one, or an emulated one where there is something to emulate it with
 # make lint        ruff and mypy
-# make submission  IMAGES=folder: the submissions of the three rates, in dist/
+# make submission  IMAGES=folder: the submissions of the three rates, in dist/; REFINE=16 searches better latents
 # make image       the decoder as a container image, clic-decoder
 # make decoder     the decoder as dist/decoder.zip, for judges with a Python of their own
 # make wheels      constriction for other Pythons than this one, which the two before take along
@@ -15,6 +15,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 IMAGES ?=
+REFINE ?=
 RATES ?= 0.075 0.15 0.30
 ENGINE ?= docker
 BUILD ?= $(ENGINE) build -t clic-decoder .
@@ -77,12 +78,7 @@ lint: $(TOOLS)
 	$(RUN) -m mypy
 
 submission: $(INSTALLED)
-	$(RUN) -m ratecontrol.measure "$(IMAGES)" -o dist/table.csv --replace
-	@set -e; for rate in $(RATES); do \
-		$(RUN) -m ratecontrol.allocate dist/table.csv --bpp $$rate -o dist/choice-$$rate.csv; \
-		$(RUN) -m ratecontrol.package "$(IMAGES)" dist/choice-$$rate.csv -o dist/$$rate --bpp $$rate --overwrite \
-			$(WHEELS); \
-	done
+	$(RUN) -m ratecontrol.submission "$(IMAGES)" -o dist --bpp $(RATES) $(if $(REFINE),--refine $(REFINE)) $(WHEELS)
 
 image:
 	$(BUILD) --build-arg VERSION=$(VERSION) --build-arg LADDER=$(LADDER) \

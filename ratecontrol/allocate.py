@@ -8,6 +8,7 @@ import argparse
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def report(problem: Problem, chosen: pd.DataFrame, allocation: Allocation, cap: 
     )
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ratecontrol.allocate",
         description=__doc__,
@@ -110,7 +111,7 @@ def main() -> int:
     parser.add_argument(
         "-o", dest="choice", type=Path, required=True, metavar="choice.csv", help="the chosen rows, one an image"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     bpp = parse_bpp(arguments.bpp)
     if arguments.choice.resolve() == arguments.table.resolve():

@@ -15,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,7 +307,7 @@ def report_search(found: Found, rates: list[str]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ratecontrol.measure",
         description=__doc__,
@@ -332,7 +332,7 @@ def main() -> int:
     parser.add_argument(
         "--replace", action="store_true", help="drop the table's rows of other pictures, pixels, weights or qualities"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.jobs is not None and options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least 1")
     workers = Workers(options.jobs, options.scheduler)

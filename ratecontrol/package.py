@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -180,7 +180,7 @@ def replacing(target: Path, overwrite: bool) -> Iterator[Path]:
             new.rename(target)  # over an empty folder too
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ratecontrol.package",
         description=__doc__,
@@ -194,7 +194,7 @@ def main() -> int:
     parser.add_argument("--bpp", metavar="RATE", help="refuse to write more bytes than this rate allows")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of constriction for other Pythons' decoders")
     parser.add_argument("--overwrite", action="store_true", help="replace a submission with other content")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
 
     bpp = None if options.bpp is None else parse_bpp(options.bpp)
     ladder = Ladder.load(options.weights)

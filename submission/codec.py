@@ -70,16 +70,25 @@ class Codec:
     def decompress(self, stream: bytes) -> Picture:
         """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model, UserError for
         a picture that is too large for the memory there is."""
+        header, symbols, z_hat = self.read(stream)
+        return self._reconstruct(self.entropy.dequantize(symbols, z_hat), header.height, header.width)
+
+    def read(self, stream: bytes) -> tuple[bitstream.Header, Latents, Latents]:
+        """`decompress` up to the latents: the header, y [h, w, M] in steps of the entropy coder, z [h/4, w/4, N]."""
         header, payload = bitstream.read(stream)
-        if header.quality != self.quality or header.model != self.model:
-            raise BitstreamError("made with other weights than these: use the weights that encoded it")
-        if header.height * header.width > MAX_PIXELS:
-            raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
+        self.check(header)
         self._check_memory(header.height, header.width)
         symbols, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
         if bitstream.latents_check(symbols, z_hat, self.entropy.unit) != header.latents_check:
             raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
-        return self._reconstruct(self.entropy.dequantize(symbols, z_hat), header.height, header.width)
+        return header, symbols, z_hat
+
+    def check(self, header: bitstream.Header) -> None:
+        """BitstreamError unless this model made the stream, and the picture is not too large."""
+        if header.quality != self.quality or header.model != self.model:
+            raise BitstreamError("made with other weights than these: use the weights that encoded it")
+        if header.height * header.width > MAX_PIXELS:
+            raise BitstreamError(f"promises {header.width}x{header.height} pixels, more than this decoder takes")
 
     def encode(self, image: Picture) -> Encoded:
         """`compress`, with the picture that this machine's decoder will make."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from submission import processes
@@ -26,6 +27,12 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Back to the start of the line on a terminal, and erase what stands there.
 ERASE_LINE = "\r\x1b[K"
+
+
+def program(name: str) -> str:
+    """What a command is called in its help: `clic-encode` where it was started by that name, else the module."""
+    script = f"clic-{name}"
+    return script if Path(sys.argv[0]).name == script else f"python -m submission.{name}"
 
 
 def run(main: Callable[[], int]) -> None:

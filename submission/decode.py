@@ -1,13 +1,15 @@
 """Decompress streams: photo.clic -> DIR/photo.png. Without arguments: every stream in the current folder."""
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from submission import __version__
-from submission.console import DISK_FULL, fail, progress, run
+from submission.console import DISK_FULL, fail, program, progress, run
 from submission.cores import given_cores
 from submission.errors import UserError
 from submission.files import Picture, list_files, make_folder, write_png
@@ -16,16 +18,23 @@ from submission.ladder import DEFAULT_WEIGHTS, Ladder
 SUFFIX = ".clic"
 
 
-def decompress(ladder: Ladder, path: Path) -> Picture:
-    """The picture of the stream in `path`. UserError for whatever keeps this one from being decoded."""
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Turn whatever keeps one stream from being read and decoded into a UserError."""
     try:
-        return ladder.decompress(path.read_bytes())
+        yield
     except OSError as error:
         raise UserError(error.strerror or str(error)) from None
     except MemoryError:
         raise UserError("not enough memory for this picture") from None
     except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
         raise UserError(f"cannot be decoded here: {str(error).splitlines()[0]}") from None
+
+
+def decompress(ladder: Ladder, path: Path) -> Picture:
+    """The picture of the stream in `path`. UserError for whatever keeps this one from being decoded."""
+    with guarded():
+        return ladder.decompress(path.read_bytes())
 
 
 def save(path: Path, picture: Picture) -> None:
@@ -40,7 +49,7 @@ def save(path: Path, picture: Picture) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m submission.decode",
+        prog=program("decode"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m submission.decode streams -o pictures",
@@ -73,5 +82,10 @@ def main() -> int:
     return 2 if failed else 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`clic-decode`."""
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -3,44 +3,78 @@
 import argparse
 from pathlib import Path
 
-from submission.console import progress, run
+from submission.console import fail, program, progress, run
 from submission.errors import ImageError
-from submission.files import list_images, make_folder, read_image, write_bytes
+from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
+from submission.target import Target, compress_under
+
+EXAMPLES = """examples:
+  python -m submission.encode photos -o streams --quality 2
+  python -m submission.encode photo.png -o streams --bpp 0.15
+"""
+
+
+def compress(ladder: Ladder, path: Path, quality: int, target: Target | None) -> tuple[Picture, int, bytes]:
+    """The picture in `path`, the quality it got, and its stream. ImageError for what keeps it from being encoded."""
+    picture = read_image(path)
+    try:
+        if target:
+            return picture, *compress_under(ladder, picture, target)
+        return picture, quality, ladder.codec(quality).compress(picture)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
+        raise ImageError(f"{path}: cannot be encoded here: {str(error).splitlines()[0]}") from None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m submission.encode",
+        prog=program("encode"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m submission.encode photos -o streams --quality 2",
+        epilog=EXAMPLES,
     )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGE|FOLDER")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the streams")
-    parser.add_argument("-q", "--quality", type=int, help="model of the ladder, 0 the smallest (default: the middle)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("-q", "--quality", type=int, help="model of the ladder, 0 the smallest (default: the middle)")
+    size.add_argument("--bpp", metavar="RATE", help="for each picture, the best model of at most RATE bits per pixel")
+    size.add_argument("--bytes", type=int, metavar="N", help="for each picture, the best model of at most N bytes")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     options = parser.parse_args()
+    target = Target(options.bpp, options.bytes) if (options.bpp, options.bytes) != (None, None) else None
     ladder = Ladder.load(options.weights)
     quality = len(ladder.qualities) // 2 if options.quality is None else options.quality
-    codec = ladder.codec(quality)
+    for needed in ladder.qualities if target else [quality]:
+        ladder.codec(needed)  # bad weights are found before anything is written
     paths = list_images(options.inputs)
     folder = make_folder(options.output)
-    total, pixels = 0, 0
+    lines, done, total, pixels = [], 0, 0, 0
     for path in progress(paths, "encoding"):
-        image = read_image(path)
-        try:
-            stream = codec.compress(image)
+        try:  # one bad picture does not keep the others from being encoded
+            picture, chosen, stream = compress(ladder, path, quality, target)
         except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
-        except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
-            raise ImageError(f"{path}: cannot be encoded here: {str(error).splitlines()[0]}") from None
+            fail(str(error))
+            continue
+        area = picture.shape[0] * picture.shape[1]
         write_bytes(folder / f"{path.stem}.clic", stream)
-        total += len(stream)
-        pixels += image.shape[0] * image.shape[1]
-    print(f"{len(paths)} pictures, quality {quality}: {total:,} bytes, {8 * total / pixels:.4f} bpp")
-    return 0
+        if target:
+            reached = f"{len(stream):,} bytes of {target.limit(area):,}, {8 * len(stream) / area:.4f} bpp"
+            lines.append(f"{path.name}: quality {chosen}, {reached}")
+        done, total, pixels = done + 1, total + len(stream), pixels + area
+    for line in lines:
+        print(line)
+    if done:
+        how = "each the best that fits" if target else f"quality {quality}"
+        print(f"{done} of {len(paths)} pictures, {how}: {total:,} bytes, {8 * total / pixels:.4f} bpp")
+    return 2 if done < len(paths) else 0
+
+
+def command() -> None:
+    """`clic-encode`."""
+    run(main)
 
 
 if __name__ == "__main__":
-    run(main)
+    command()

@@ -10,14 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from submission.config import ModelConfig
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, clamp, product
 from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors, one_thread
-from submission.mixture import PEAK, Coder, code_symbols
-
-Positions = NDArray[np.intp]
+from submission.mixture import PEAK, Coder, Positions, code_symbols
 
 #: Causal taps of the 5x5 window as (row, column) offsets, in the order of the context weights.
 TAPS = [(i, j) for i in (-2, -1) for j in range(-2, 3)] + [(0, -2), (0, -1)]
@@ -121,7 +118,10 @@ class EntropyCoder(LatentCoder):
                 inside = hyper_sums[g][rows * width + columns]
                 p = estimator(sums[:, g * 2 * m : (g + 1) * 2 * m], inside, padded[at, : g * chunk])
                 known = given[rows, columns, here].ravel() if given is not None else None
-                found = code_symbols(coder, self.tables, self.parts(p), known)
+                parts = self.parts(p)
+                found = code_symbols(coder, self.tables, parts, known)
+                if self.watch:
+                    self.watch(rows, columns, parts, found)
                 padded[at, here] = found.reshape(len(at), chunk)
         return padded.reshape(height + 2, stride, m)[2:, 2 : 2 + width].astype(np.int32)
 

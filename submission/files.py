@@ -39,7 +39,7 @@ def read_image(path: Path) -> Picture:
                 _check_size(path, *opened.size)
                 opened.load()
                 picture = ImageOps.exif_transpose(opened)
-                return _as_rgb(path, picture)
+                return as_rgb(path, picture)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -59,7 +59,8 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _as_rgb(path: Path, picture: Image.Image) -> Picture:
+def as_rgb(path: Path | str, picture: Image.Image) -> Picture:
+    """The pixels of `picture`, which errors call `path`, as `read_image` gives them, not rotated."""
     if picture.mode in ("I", "F"):
         raise ImageError(f"{path}: {picture.mode} samples have no defined white; convert to 8 or 16 bits first")
     if picture.mode.startswith("I;16"):

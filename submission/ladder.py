@@ -85,10 +85,13 @@ class Ladder:
 
     def decompress(self, stream: bytes) -> Picture:
         """Decode a stream with the model that it names."""
-        header = bitstream.read_header(stream)
+        return self.codec_of(bitstream.read_header(stream)).decompress(stream)
+
+    def codec_of(self, header: bitstream.Header) -> Codec:
+        """The model that a stream names. BitstreamError if there is none."""
         if header.quality not in self.qualities:
             raise BitstreamError(f"wants model {header.quality}, but these weights end at {self.qualities[-1]}")
-        return self.codec(header.quality).decompress(stream)
+        return self.codec(header.quality)
 
 
 _DTYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "I16": np.int16, "I32": np.int32}

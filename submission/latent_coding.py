@@ -5,7 +5,7 @@ Encoder and decoder walk the same code (`_code`) and differ in the coder that th
 models: `submission.entropy_coding` goes in wavefronts, `submission.sliced_coding` slice by slice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,11 +16,14 @@ from submission.coder import Decoder, Encoder
 from submission.config import ModelConfig
 from submission.errors import WeightsError
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, conv8, pixel_shuffle
-from submission.mixture import CODER_BITS, Coder, Tables
+from submission.mixture import CODER_BITS, Coder, Positions, Tables
 
 Latents = NDArray[np.int32]  #: [h, w, channels]
 YHat = NDArray[np.float32]  #: [h, w, M]
 Tensors = dict[str, NDArray[np.generic]]
+
+#: Sees what is coded together: rows and columns [n], mixtures [K, 3, n * C] and symbols [n * C], C channels a place.
+Watch = Callable[[Positions, Positions, Int32, Int32], None]
 
 #: Parameters of Gaussians leave the network as integers in this range, twice that after a residual branch.
 PARAMETER_PEAK = 2**14 - 1
@@ -68,6 +71,8 @@ class LatentCoder:
     def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
         """`tensors` as `training.export` stores them; WeightsError when they are incomplete or could overflow."""
         self.config = config
+        #: Called with every step of y, if set (`submission.inspect`).
+        self.watch: Watch | None = None
         self.unit = 1
         self.read = Reader(tensors)
         read = self.read

@@ -44,6 +44,7 @@ WINDOWS = (3, 15)
 CODER_BITS = 24
 
 Rows = NDArray[np.float64]
+Positions = NDArray[np.intp]
 
 
 class Coder(Protocol):
@@ -126,6 +127,22 @@ def _centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
     return centre, furthest
 
 
+def by_kind(tables: Tables, parts: Int32) -> tuple[Int32, list[tuple[int | None, Positions]]]:
+    """Mixtures [K, 3, n] -> their centres, and for each window which of the n symbols are coded in it.
+
+    None stands for the whole alphabet. Symbols in none of the lists are certain.
+    """
+    centre, furthest = _centre_and_reach(tables, parts)
+    kinds: list[tuple[int | None, Positions]] = []
+    floor = MEAN_UNIT // 2
+    for window in WINDOWS:
+        ceiling = window * MEAN_UNIT + MEAN_UNIT // 2
+        kinds.append((window, np.flatnonzero((furthest > floor) & (furthest <= ceiling))))
+        floor = ceiling
+    kinds.append((None, np.flatnonzero(furthest > floor)))
+    return centre, kinds
+
+
 def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | None) -> Int32:
     """Code n symbols in -127..127 with their mixtures `parts` [K, (logit, mean, log scale), n], whose means it clamps.
 
@@ -133,24 +150,25 @@ def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | No
     but certain and another was given.
     """
     clamp(parts[:, 1], -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT)
-    centre, furthest = _centre_and_reach(tables, parts)
+    centre, kinds = by_kind(tables, parts)
     out = centre
-    floor = MEAN_UNIT // 2
-    for window in WINDOWS:
-        ceiling = window * MEAN_UNIT + MEAN_UNIT // 2
-        which = np.flatnonzero((furthest > floor) & (furthest <= ceiling))
+    for window, which in kinds:
         if len(which):
             given = symbols[which] if symbols is not None else None
-            out[which] = _code_window(coder, tables, parts.take(which, 2), centre[which], window, given)
-        floor = ceiling
-    which = np.flatnonzero(furthest > floor)
-    if len(which):
-        given = symbols[which] + PEAK if symbols is not None else None
-        lowest = np.full(len(which), -PEAK, np.int32)
-        # without a boundary below -127, whose symbol gets all that lies below it
-        cumulative = np.delete(_cumulative(tables, parts.take(which, 2), lowest, 2 * PEAK + 1), 1, axis=0)
-        out[which] = coder.code(weights_row(cumulative), given) - PEAK
+            if window is None:
+                out[which] = _code_any(coder, tables, parts.take(which, 2), given)
+            else:
+                out[which] = _code_window(coder, tables, parts.take(which, 2), centre[which], window, given)
     return out
+
+
+def _code_any(coder: Coder, tables: Tables, parts: Int32, given: Int32 | None) -> Int32:
+    """Symbols among the whole alphabet."""
+    lowest = np.full(parts.shape[2], -PEAK, np.int32)
+    # without a boundary below -127, whose symbol gets all that lies below it
+    cumulative = np.delete(_cumulative(tables, parts, lowest, 2 * PEAK + 1), 1, axis=0)
+    values: Int32 = coder.code(weights_row(cumulative), given + PEAK if given is not None else None) - PEAK
+    return values
 
 
 def _code_window(coder: Coder, tables: Tables, parts: Int32, centre: Int32, window: int, given: Int32 | None) -> Int32:

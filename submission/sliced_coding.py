@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from submission.config import ModelConfig
-from submission.entropy_coding import Positions
 from submission.errors import WeightsError
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, clamp, conv, conv8
 from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors
-from submission.mixture import MEAN_UNIT, PEAK, Coder, code_symbols
+from submission.mixture import MEAN_UNIT, PEAK, Coder, Positions, code_symbols
 from submission.sliced_model import SUPPORT, spans
 
 #: Taps of the 5x5 window that reach from a position of the checkerboard's second pass to those of the first, in the
@@ -156,13 +155,13 @@ class SlicedCoder(LatentCoder):
             shift, half = self.seen_shift[channels], self.seen_half[channels]
             for rows, columns, p in part.steps(hyper, seen):
                 given = y[rows, columns, channels] * (MEAN_UNIT // self.unit) if y is not None else None
-                found = self._code_step(coder, p, given)
+                found = self._code_step(coder, p, given, (rows, columns))
                 y_hat[rows, columns, channels] = found
                 seen[rows, columns, channels] = clamp((found + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK)
         return y_hat // (MEAN_UNIT // self.unit)
 
-    def _code_step(self, coder: Coder, p: Int32, given: Int32 | None) -> Int32:
-        """Code latents with their parameters [n, 2C]; given and returned in steps of 1/64, [n, C]."""
+    def _code_step(self, coder: Coder, p: Int32, given: Int32 | None, at: tuple[Positions, Positions]) -> Int32:
+        """Code latents `at` n places with their parameters [n, 2C]; given and returned in steps of 1/64, [n, C]."""
         means, scales = p[:, : p.shape[1] // 2], p[:, p.shape[1] // 2 :]
         means = clamp(np.ascontiguousarray(means), -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT)
         parts = np.zeros((1, 3, means.size), np.int32)
@@ -173,7 +172,10 @@ class SlicedCoder(LatentCoder):
         symbols = None
         if given is not None:
             symbols = clamp((given - offset + MEAN_UNIT // 2) // MEAN_UNIT, -PEAK, PEAK).ravel()
-        found: Int32 = code_symbols(coder, self.tables, parts, symbols).reshape(means.shape) * MEAN_UNIT + offset
+        coded = code_symbols(coder, self.tables, parts, symbols)
+        if self.watch:
+            self.watch(*at, parts, coded)
+        found: Int32 = coded.reshape(means.shape) * MEAN_UNIT + offset
         return found
 
 

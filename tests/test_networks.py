@@ -148,9 +148,9 @@ def test_step_by_step_equals_all_at_once(networks_folder: Path, name: str, monke
     seen: list[NDArray[np.int32]] = []
     code_step = SlicedCoder._code_step
 
-    def watched(self: SlicedCoder, coder: Coder, p: NDArray[np.int32], given: Any) -> Any:
+    def watched(self: SlicedCoder, coder: Coder, p: NDArray[np.int32], given: Any, at: Any) -> Any:
         seen.append(p.copy())
-        return code_step(self, coder, p, given)
+        return code_step(self, coder, p, given, at)
 
     monkeypatch.setattr(SlicedCoder, "_code_step", watched)
     decoded, _ = entropy.decode(data, y_hat.shape[:2])
