@@ -8,8 +8,9 @@
 # make decoder     the decoder as dist/decoder.zip, for judges with a Python of their own
 # make wheels      constriction for other Pythons than this one, which the two before take along
 #
-# The first of them sets up .venv with PYTHON (3.11 or later) and the torch of constraints.txt. Where the default build of
-# it is not wanted, name another index: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The first of them sets up .venv with PYTHON (3.11 or later), the torch of constraints.txt and what it needs itself; test
+# and lint add their tools. Where the default build of torch is not wanted, name another index:
+# make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
@@ -22,7 +23,9 @@ PYTHONS ?= 3.11 3.12 3.13 3.14
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+# What has been installed: all that the pipeline needs to run, and what tests and linters need besides.
 INSTALLED := $(VENV)/installed
+TOOLS := $(VENV)/tools-installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 CONSTRICTION := $(shell sed -n 's/.*"\(constriction==[^";]*\).*/\1/p' pyproject.toml)
 # The image's labels; its build checks them against what `decode --version` says.
@@ -50,22 +53,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "error: $(PYTHON) is older than 3.11; name another: make PYTHON=..." >&2; exit 2; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(RUN) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[train,eval,dev]'
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(TOOLS): $(INSTALLED)
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)
 	$(RUN) -m eval.demo $(if $(IMAGES),"$(IMAGES)") -o demo
 
-test: $(INSTALLED)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --ignore tests/test_image.py --ignore tests/test_arm.py
 
-test-image: $(INSTALLED)
+test-image: $(TOOLS)
 	$(RUN) -m pytest -rs tests/test_image.py
 
-test-arm: $(INSTALLED)
+test-arm: $(TOOLS)
 	$(RUN) -m pytest -rs tests/test_arm.py
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy

@@ -78,13 +78,23 @@ def test_commands_stand_in_front(package: str) -> None:
         assert command == (found.name.count(".") == 1), found.name
 
 
-def test_submission_loads_nothing_that_the_decoder_lacks() -> None:
-    code = (
-        "import sys, pkgutil, importlib, submission\n"
-        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(submission.__path__, 'submission.')]\n"
-        "print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    )
+def loaded(code: str) -> set[str]:
+    """Top-level names of all modules that a fresh interpreter has loaded after `code`."""
+    code += "\nimport sys; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = set(result.stdout.split())
-    assert not loaded & {*MAY_IMPORT} - {"submission"}
-    assert not loaded & {"scipy", "pandas", "safetensors", "pytorch_msssim"}
+    return set(result.stdout.split())
+
+
+def test_submission_loads_nothing_that_the_decoder_lacks() -> None:
+    found = loaded(
+        "import pkgutil, importlib, submission\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(submission.__path__, 'submission.')]"
+    )
+    assert not found & {*MAY_IMPORT} - {"submission"}
+    assert not found & {"scipy", "pandas", "safetensors", "pytorch_msssim"}
+
+
+def test_the_demo_needs_its_extra_alone() -> None:
+    """`make demo` and `make submission` install the extra `demo`: what the others bring is imported where it is used."""
+    found = loaded("import eval.demo, ratecontrol.measure, ratecontrol.allocate, ratecontrol.package")
+    assert not found & {"safetensors", "tensorboard", "matplotlib", "distributed", "pytorch_msssim", "imageio_ffmpeg"}
