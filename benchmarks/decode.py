@@ -9,9 +9,11 @@ import itertools
 import multiprocessing
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -21,13 +23,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from ratecontrol.allocation.table import write_table
-from submission import entropy_coding, integer, latent_coding, mixture, sliced_coding
+from submission import entropy_coding, integer, mixture, sliced_coding
 from submission.codec import Codec
+from submission.coder import Decoder
 from submission.config import PRESETS, ModelConfig
 from submission.console import run
 from submission.entropy_coding import EntropyCoder
-from submission.entropy_model import EntropyModel, FactorizedPrior
+from submission.entropy_model import Context, EntropyModel, FactorizedPrior
 from submission.errors import UserError
+from submission.grdn import GRDN
 from submission.integer import Int32
 from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
@@ -39,6 +43,9 @@ from submission.tiles import post_filter
 from training.export import export_tensors
 
 SIZES = ("768x512", "2048x1365")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Clock:
@@ -53,10 +60,10 @@ class Clock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def wrap(self, name: str, function):  # type: ignore[no-untyped-def]
-        def timed(*arguments: object) -> object:
+    def wrap(self, name: str, function: Callable[P, R]) -> Callable[P, R]:
+        def timed(*arguments: P.args, **named: P.kwargs) -> R:
             with self.of(name):
-                return function(*arguments)
+                return function(*arguments, **named)
 
         return timed
 
@@ -81,6 +88,13 @@ def random_codec(preset: str) -> Codec:
     return Codec(network.config, export_tensors(network, crops), 0, 0)
 
 
+def convolution(modules: nn.Module, index: int) -> nn.Conv2d:
+    assert isinstance(modules, nn.Sequential)
+    found = modules[index]
+    assert isinstance(found, nn.Conv2d)
+    return found
+
+
 def spread_scales(model: EntropyModel | SlicedModel) -> None:
     """Give the Gaussians small means, and log2 scales from -5 to -0.6 over the channels of a group, or of y."""
     config = model.config
@@ -88,19 +102,21 @@ def spread_scales(model: EntropyModel | SlicedModel) -> None:
     zeros = torch.zeros_like(scales)
     if isinstance(model, EntropyModel):
         for estimator in model.estimators:
-            last = estimator.head[-1]
+            last = convolution(estimator.get_submodule("head"), -1)
             last.weight.mul_(0.1)
+            assert last.bias is not None
             per_gaussian = last.bias.view(config.mixtures, -1, len(scales))  # weight (if a mixture), mean, scale
             per_gaussian[:, -2:] = torch.stack([zeros, scales])
         return
     for span, part in zip(model.spans, model.slices, strict=True):
         if isinstance(part, ChannelSlice):
-            layers, biases = [part.mean[-1], part.scale[-1]], [zeros[span], scales[span]]
+            layers, biases = [convolution(part.mean, -1), convolution(part.scale, -1)], [zeros[span], scales[span]]
         else:
-            layers = [part.aggregate[-1] if isinstance(part, SpaceChannelSlice) else model.h_s[-1]]
+            layers = [convolution(part.aggregate if isinstance(part, SpaceChannelSlice) else model.h_s, -1)]
             biases = [torch.cat([zeros[span], scales[span]])]
         for layer, bias in zip(layers, biases, strict=True):
             layer.weight.mul_(0.1)
+            assert layer.bias is not None
             layer.bias.copy_(bias)
 
 
@@ -110,12 +126,12 @@ class Sampler:
     def __init__(self) -> None:
         self.rng = np.random.default_rng(1)
 
-    def code(self, rows: Rows, symbols: None) -> Int32:
+    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
         cumulative = np.cumsum(rows + 1, axis=1)
         drawn = self.rng.integers(0, 2**24, len(rows))
-        return (cumulative <= drawn[:, None]).sum(1).astype(np.int32)
+        return np.asarray((cumulative <= drawn[:, None]).sum(1), np.int32)
 
-    def code_alike(self, row: Rows, count: int, symbols: None) -> Int32:
+    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
         return self.code(np.repeat(row[None], count, 0), None)
 
 
@@ -136,8 +152,10 @@ def seconds_by_position(config: ModelConfig, size: tuple[int, int]) -> float:
     import constriction  # our own coder takes integer weights alone
 
     model = entropy_model(config).eval()
+    assert isinstance(model, EntropyModel)
     m, k, group = config.M, config.mixtures, config.M // config.groups
-    masked = [(c.conv.weight * c.mask, c.conv.bias) for c in model.contexts]
+    contexts = [c for c in model.contexts if isinstance(c, Context)]
+    masked = [(c.conv.weight * c.get_buffer("mask"), c.conv.bias) for c in contexts]
     hyper = torch.zeros(1, 2 * m, *size)
     y_hat = torch.zeros(1, m, size[0] + 4, size[1] + 4)
     edges = torch.arange(-16, 18).view(-1, 1) - 0.5
@@ -160,6 +178,13 @@ def gemm_rate() -> float:
     a = torch.rand(2048, 2048)
     best = min(_timed(lambda: a @ a) for _ in range(5))
     return 2 * 2048**3 / best / 1e9
+
+
+def integer_rate() -> float:
+    """10^9 operations a second of a plain product of 8-bit integers, as a wide convolution has it."""
+    a, w = (np.random.default_rng(1).integers(-64, 64, size, np.int8) for size in ((4096, 4000), (4000, 256)))
+    best = min(_timed(lambda: integer.product(a, w)) for _ in range(5))
+    return 2 * 4096 * 4000 * 256 / best / 1e9
 
 
 def _timed(function) -> float:  # type: ignore[no-untyped-def]
@@ -215,20 +240,25 @@ def measure(
     encode_seconds = min(_timed(lambda: entropy.encode(y_hat, z_hat)) for _ in range(3))
 
     clock = Clock()
-    product, finish, coder = integer.product, integer.Linear.finish, latent_coding.Decoder.code
-    integer.product = entropy_coding.product = clock.wrap("product", product)
-    integer.Linear.finish = clock.wrap("finish", finish)  # type: ignore[method-assign]
-    latent_coding.Decoder.code = clock.wrap("coder", coder)  # type: ignore[method-assign]
-    entropy_coding.code_symbols = sliced_coding.code_symbols = clock.wrap("code_symbols", mixture.code_symbols)
-    with clock.of("h_s"):
-        entropy.hyper_features(z_hat)
-    clock.seconds = {"h_s": clock.seconds["h_s"]}
-    entropy.decode(data, size)
-    integer.product = entropy_coding.product = product
-    integer.Linear.finish, latent_coding.Decoder.code = finish, coder  # type: ignore[method-assign]
-    entropy_coding.code_symbols = sliced_coding.code_symbols = mixture.code_symbols
+    product, code_symbols = clock.wrap("product", integer.product), clock.wrap("code_symbols", mixture.code_symbols)
+    with ExitStack() as watched:
+        for owner, name, timed in (
+            (integer, "product", product),
+            (entropy_coding, "product", product),
+            (integer.Linear, "finish", clock.wrap("finish", integer.Linear.finish)),
+            (Decoder, "code", clock.wrap("coder", Decoder.code)),
+            (entropy_coding, "code_symbols", code_symbols),
+            (sliced_coding, "code_symbols", code_symbols),
+        ):
+            watched.enter_context(mock.patch.object(owner, name, timed))
+        with clock.of("h_s"):
+            entropy.hyper_features(z_hat)
+        clock.seconds = {"h_s": clock.seconds["h_s"]}
+        entropy.decode(data, size)
 
-    row("  of which integer products", clock.seconds["product"])
+    row(
+        "  of which integer products", clock.seconds["product"], f"large ones reach {integer_rate():.0f} G operations/s"
+    )
     row("  of which shift and clamp", clock.seconds["finish"])
     row("  of which mixtures", clock.seconds["code_symbols"] - clock.seconds["coder"])
     row("  of which range coder", clock.seconds["coder"])
@@ -265,6 +295,7 @@ def measure(
     total = entropy_seconds + seconds
     if codec.config.grdn is not None:
         filter_ = codec.transforms.post_filter
+        assert isinstance(filter_, GRDN)
         seconds = min(_timed(lambda: post_filter(filter_, x_hat)) for _ in range(2))
         rate = operations(filter_, x_hat[:, :, :128, :128].to(filter_.tail.weight.dtype)) * area / seconds / 1e9
         row("post-filter", seconds, f"{rate:.0f} GFLOP/s")

@@ -6,6 +6,7 @@ decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,8 +29,10 @@ NO_CAP = "24"
 #: Part of the time that goes into the main stage.
 MAIN = 0.8
 
-FIELDS = ("network", "parameters", "lambda", "steps", "estimated_bpp", "bpp", "cost_percent")
-FIELDS += ("encode_seconds", "decode_seconds", "msssim", "psnr")
+FIELDS = (
+    *("network", "parameters", "lambda", "steps", "estimated_bpp", "bpp", "cost_percent"),
+    *("encode_seconds", "decode_seconds", "msssim", "psnr"),
+)
 
 
 def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Path, folder: Path) -> None:
@@ -67,7 +70,7 @@ def measure(name: str, lmbda: float, images: Path, folder: Path) -> dict[str, ob
     return dict(zip(FIELDS, values, strict=True))
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "network               parameters  steps  bpp estimated    real  cost %  encode s  decode s  MS-SSIM   PSNR"
     ]

@@ -92,7 +92,8 @@ def _train(text: str, options: argparse.Namespace, pictures: Pictures) -> None:
     base = dataclasses.replace(recipe.stage("main"), steps=options.steps, warmup=min(150, options.steps // 8))
     stage, soap = _parse(text, options.half, base)
     torch.manual_seed(stage.seed)
-    learner, crops = Learner(Network(recipe.model), stage, options.lmbda, device), Crops(pictures, stage, device)
+    network = Network(recipe.model)
+    learner, crops = Learner(network, stage, options.lmbda, device), Crops(pictures, stage, device)
     if soap:
         learner.optimizer = SOAP(learner.parameters, stage.lr, bf16=device.bf16, **soap)
     inner, spent, took = learner.optimizer.step, [], []
@@ -102,7 +103,7 @@ def _train(text: str, options: argparse.Namespace, pictures: Pictures) -> None:
         inner()
         spent.append(time.perf_counter() - begun)
 
-    learner.optimizer.step = timed  # type: ignore[method-assign,assignment]
+    learner.optimizer.step = timed  # type: ignore[method-assign]
     bar = Progress(text.partition(":")[0], stage.steps)
     for step in range(stage.steps):
         begun = time.perf_counter()
@@ -110,7 +111,7 @@ def _train(text: str, options: argparse.Namespace, pictures: Pictures) -> None:
         took.append(time.perf_counter() - begun)
         bar.advance()
         if (step + 1) % -(-stage.steps // options.looks) == 0 or step + 1 == stage.steps:
-            row = quality.score(learner.network, stage, options.lmbda, pictures, device)
+            row = quality.score(network, stage, options.lmbda, pictures, device)
             times = {"ms": 1000 * statistics.median(took), "opt": 1000 * statistics.mean(spent)}
             known = {"variant": text, "lmbda": f"{options.lmbda:g}", "steps": stage.steps, "step": step + 1}
             _add(options.output, {**known, **row, **times})

@@ -36,6 +36,7 @@ from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.layers import AttentionBlock
 from submission.network import Network
+from submission.sliced_model import SlicedModel
 from training.data.crops import Crops, centre_crops, to_float
 from training.data.pictures import load_pictures
 from training.loop.checkpoint import load_checkpoint
@@ -155,7 +156,7 @@ def entropy(bench: Bench, **changes: object) -> Result:
     return entropy_alone(bench, model)
 
 
-def entropy_alone(bench: Bench, model: EntropyModel) -> Result:
+def entropy_alone(bench: Bench, model: EntropyModel | SlicedModel) -> Result:
     """Train `model` on the latents of the finished run."""
     y, z, y_held_out, z_held_out = bench.latents()
     stage = dataclasses.replace(bench.recipe.stage("main"), lr=1e-3)
@@ -173,7 +174,7 @@ def entropy_alone(bench: Bench, model: EntropyModel) -> Result:
             group["lr"] = learning_rate(stage, Moment(steps, progress))
         chosen = torch.randint(len(y), (LATENT_BATCH,), generator=order)
         optimizer.zero_grad(set_to_none=True)
-        bpp(y[chosen], z[chosen]).backward()  # type: ignore[no-untyped-call]
+        bpp(y[chosen], z[chosen]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), stage.clip)
         optimizer.step()
     with torch.no_grad():
@@ -210,7 +211,7 @@ def padding(bench: Bench, largest: int) -> Result:
 def continued(bench: Bench, start: StageName, name: StageName, **changes: object) -> Result:
     """Stage `name` from the end of stage `start`."""
     network = bench.network(start)
-    steps = bench.train(network, name, **changes)
+    steps = bench.train(network, name, 1.0, **changes)
     return Result(steps, *bench.score(network, name))
 
 

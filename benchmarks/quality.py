@@ -33,7 +33,8 @@ FIELDS = ("R", "D", "J", "R_half", "D_half", "J_half", "z")
 def score(network: Network, stage: Stage, lmbda: float, pictures: Pictures, device: Device) -> dict[str, float]:
     """What `FIELDS` name, of the validation pictures; the post-filter is used in the stages that have it."""
     network.eval()
-    hard, row, z_bits = dataclasses.replace(stage, scale_bound=1e-6), {}, 0.0
+    hard, z_bits = dataclasses.replace(stage, scale_bound=1e-6), 0.0
+    row: dict[str, float] = {}
     for half, name in ((0.0, ""), (1.0, "_half")):
         places = random_places(pictures.validation, COUNT, CROP, 0, 0, half)
         rate = lost = 0.0

@@ -291,7 +291,8 @@ def table(results: Results) -> str:
                 numbers = (*ours[setting.name], *paper.get(setting.name, (math.nan, math.nan)))
                 cells = ["      -" if math.isnan(v) else f"{v:+6.1f}%" for v in numbers]
                 lines.append(f"  {setting.name:20} {cells[0]}  {cells[1]}        {cells[2]}  {cells[3]}")
-        same, other = [], []
+        same: list[str] = []
+        other: list[str] = []
         for a, b in itertools.combinations([n for n in ours if n in paper], 2):
             (left, right), (x, y) = (ours[a][1], ours[b][1]), (paper[a][1], paper[b][1])
             if not math.isnan(left - right):

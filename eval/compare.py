@@ -8,7 +8,6 @@ so with new weights only ours. RESULTS gets report.html, which shows it all.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import math
 import shlex
 import sys
@@ -26,7 +25,7 @@ from eval.score import aligned
 from metrics.clic import ms_ssim_db
 from ratecontrol.allocation.budget import parse_bpp
 from ratecontrol.allocation.table import MEASURED_COLUMNS, read_table
-from submission import console
+from submission import __version__, console
 from submission.errors import UserError
 from submission.files import list_images, make_folder, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
@@ -102,7 +101,7 @@ def open_results(results: Path) -> Path:
 
 def keep(found: Comparison, name: str) -> Path:
     """Keep the text results, without anything that differs from run to run, under the version of this project."""
-    place = make_folder(RELEASES / importlib.metadata.version("clic-pipeline"))
+    place = make_folder(RELEASES / __version__)
     for file, frame in {**texts(found), "candidates.tsv": candidates(found.tables)}.items():
         write_bytes(place / f"{name}-{file}", _tsv(frame))
     return place

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Threads that wait should sleep. By default they spin, and where another process wants the cores too, which is what a
 # judge's machine may look like, decoding then takes many times longer. Read when torch is first imported.

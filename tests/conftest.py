@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from submission.config import NETWORKS, PRESETS, ModelConfig, tiny
+from submission.entropy_model import EntropyModel, Estimator
 from submission.network import Network
 from training.export import export_ladder
 
@@ -20,14 +21,22 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 
 
+def convolution(module: nn.Module) -> nn.Conv2d:
+    """What a network's index is known to give."""
+    assert isinstance(module, nn.Conv2d)
+    return module
+
+
 def untrained(seed: int, preset: str = "tiny") -> Network:
     """A network with random weights whose latents are spread out, so that all of the entropy coder is used."""
     torch.manual_seed(seed)
     network = Network(PRESETS[preset])
     with torch.no_grad():
-        network.g_a[-2].weight.mul_(20)  # the convolution that makes y
+        convolution(network.g_a[-2]).weight.mul_(20)  # the convolution that makes y
+        assert isinstance(network.entropy_model, EntropyModel)
         for estimator in network.entropy_model.estimators:
-            torch.nn.init.normal_(estimator.residual[-1].weight, std=0.05)
+            assert isinstance(estimator, Estimator) and estimator.residual is not None
+            nn.init.normal_(convolution(estimator.residual[-1]).weight, std=0.05)
     return network
 
 
@@ -42,7 +51,7 @@ def untrained_network(config: ModelConfig, seed: int) -> Network:
             if isinstance(module, nn.Conv2d) and name.endswith((".2", ".head.4")) and not name.startswith("h_s"):
                 nn.init.normal_(module.weight, std=2 / (module.in_channels * module.kernel_size[0]) ** 0.5)
         if config.entropy == "hyper":
-            network.entropy_model.h_s[-1].weight.mul_(3)
+            convolution(network.entropy_model.h_s[-1]).weight.mul_(3)
     return network
 
 

@@ -1,6 +1,7 @@
 """Laws of the codec: round trip for every size, one result on every path, sizes as estimated, faults named."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
 from submission.entropy_coding import TAPS, EntropyCoder
 from submission.errors import BitstreamError, ImageError, WeightsError
+from submission.integer import Int32, Linear
 from submission.ladder import Ladder
-from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, code_symbols, weights_row
+from submission.latent_coding import LatentCoder
+from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, Rows, code_symbols, weights_row
 from tests.conftest import noise_picture, untrained
+
+Int64 = NDArray[np.int64]
 
 SIZES = [(1, 1), (1, 200), (63, 65), (64, 64), (129, 70)]
 
@@ -49,15 +54,18 @@ def test_any_latents_come_back(ladder_folder: Path, rows: int, columns: int, see
     assert np.mean(np.clip(y, -PEAK, PEAK) != y_hat) < 0.01  # only all but certain symbols are replaced
 
 
-def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat: NDArray[np.int32]) -> list[np.ndarray]:
+def reference_parameters(entropy: LatentCoder, y_hat: Int32, z_hat: Int32) -> list[Int64]:
     """Mixture parameters position by position, in 64-bit integers."""
+    assert isinstance(entropy, EntropyCoder)
 
-    def layer(linear, sums):  # type: ignore[no-untyped-def]
+    def layer(linear: Linear, sums: Int64) -> Int64:
         left = linear.left if linear.left is not None else 0
-        return np.clip((sums + linear.bias << left) >> linear.right, linear.lowest, linear.highest)
+        shifted: Int64 = (sums + linear.bias << left) >> linear.right
+        return shifted.clip(linear.lowest, linear.highest)
 
-    def product(a, weight):  # type: ignore[no-untyped-def]
-        return a.astype(np.int64) @ weight.astype(np.int64)
+    def product(a: NDArray[np.integer], weight: NDArray[np.int8]) -> Int64:
+        sums: Int64 = np.matmul(a, weight, dtype=np.int64)
+        return sums
 
     height, width, m = y_hat.shape
     hyper = entropy.hyper_features(z_hat).astype(np.int64)
@@ -78,6 +86,7 @@ def reference_parameters(entropy: EntropyCoder, y_hat: NDArray[np.int32], z_hat:
                     a = layer(linear, product(a, linear.weight))
                 p = a
                 if e.branch:
+                    assert e.branch_shift is not None
                     a = np.clip(a >> e.branch_shift, -127, 127)
                     for linear in e.branch:
                         a = layer(linear, product(a, linear.weight))
@@ -90,9 +99,14 @@ def test_wavefront_equals_position_by_position(codec: Codec, monkeypatch: pytest
     entropy = codec.entropy
     data, y_hat, z_hat = entropy.encode(*codec.latents(noise_picture(100, 150)))
     expected = reference_parameters(entropy, y_hat, z_hat)
-    seen: list[np.ndarray] = []
+    seen: list[Int32] = []
     original = EntropyCoder.parts
-    monkeypatch.setattr(EntropyCoder, "parts", lambda self, p: (seen.append(p), original(self, p))[1])
+
+    def watched(self: EntropyCoder, p: Int32) -> Any:
+        seen.append(p)
+        return original(self, p)
+
+    monkeypatch.setattr(EntropyCoder, "parts", watched)
     entropy.decode(data, y_hat.shape[:2])
     height, width = y_hat.shape[:2]
     order = [[(i, s - 3 * i) for i in range(height) if 0 <= s - 3 * i < width] for s in range(width + 3 * (height - 1))]
@@ -125,13 +139,14 @@ def test_streams_are_as_long_as_the_model_says(codec: Codec) -> None:
     bits = 0.0
 
     class Counting:
-        def code(self, rows, symbols):  # type: ignore[no-untyped-def]
+        def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
             nonlocal bits
+            assert symbols is not None
             assert (rows >= 0).all() and (rows.sum(1) == 2**24 - rows.shape[1]).all()
             bits -= np.log2((rows[np.arange(len(symbols)), symbols] + 1) / 2**24).sum()
             return symbols
 
-        def code_alike(self, row, count, symbols):  # type: ignore[no-untyped-def]
+        def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
             return self.code(np.repeat(row[None], count, 0), symbols)
 
     codec.entropy._code(Counting(), y.shape[:2], y, z)
@@ -209,7 +224,8 @@ def test_streams_of_another_model_are_recognised(ladder_folder: Path) -> None:
 
 
 def test_pictures_that_are_not_rgb_are_refused(codec: Codec) -> None:
-    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)):
+    images: list[Any] = [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+    for image in images:
         with pytest.raises(ImageError):
             codec.compress(image)
 
@@ -236,14 +252,17 @@ def test_impossible_configurations_are_refused(change: dict[str, object]) -> Non
 def test_coding_symbols_far_outside_the_window(codec: Codec) -> None:
     """Escapes and wide rows: every value is reachable whatever the mixture says."""
     entropy = codec.entropy
+    assert isinstance(entropy, EntropyCoder)
     size = 3 * entropy.config.mixtures
 
     class Echo:
-        def code(self, rows, symbols):  # type: ignore[no-untyped-def]
+        def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
+            assert symbols is not None
             assert (symbols >= 0).all() and (symbols < rows.shape[1]).all()
             return symbols
 
-        def code_alike(self, row, count, symbols):  # type: ignore[no-untyped-def]
+        def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
+            assert symbols is not None
             assert (symbols >= 0).all() and (symbols < len(row)).all()
             return symbols
 

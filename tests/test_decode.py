@@ -16,6 +16,7 @@ from submission import __version__, console, decode, ladder
 from submission.cores import given_cores
 from submission.files import read_image
 from submission.ladder import Ladder
+from submission.latent_coding import Tensors
 from tests.commands import Result, assert_refused, call
 from tests.conftest import ROOT, noise_picture
 
@@ -39,7 +40,12 @@ def test_each_model_is_loaded_once(
 ) -> None:
     loaded = []
     read = ladder.read_safetensors
-    monkeypatch.setattr(ladder, "read_safetensors", lambda path, data: loaded.append(path.name) or read(path, data))
+
+    def watched(path: Path, data: bytes) -> Tensors:
+        loaded.append(path.name)
+        return read(path, data)
+
+    monkeypatch.setattr(ladder, "read_safetensors", watched)
     done = run(streams, tmp_path / "out", ladder_folder)
     assert (done.code, done.stdout, done.stderr) == (0, "decoded 3 of 3 streams\n", "")
     assert loaded == ["model_0.safetensors", "model_1.safetensors"]
@@ -139,7 +145,7 @@ def test_termination_leaves_whole_pictures_only(streams: Path, ladder_folder: Pa
     for number in range(500):
         (many / f"{number:03}.clic").symlink_to(streams / "b.clic")
     command = [sys.executable, "-m", "submission.decode", many, "-o", tmp_path / "out", "--weights", ladder_folder]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         while not list((tmp_path / "out").glob("*.png")):
             assert process.poll() is None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.rate_distortion.bdrate import bd_rate
+from eval.rate_distortion.bdrate import RatePoint, bd_rate
 from eval.rate_distortion.curves import CurvePoint, bd_rates, curve
 
 #: Rate and PSNR of anchor and test, and the BD-rate: two worked examples of the JCT-VC workbook (JCTVC-E137, later
@@ -29,7 +29,7 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("anchor, test, expected", PUBLISHED)
-def test_published_worked_examples(anchor: list, test: list, expected: float) -> None:
+def test_published_worked_examples(anchor: list[RatePoint], test: list[RatePoint], expected: float) -> None:
     assert bd_rate(anchor, test) == pytest.approx(expected, abs=1e-6)
 
 
@@ -43,14 +43,14 @@ def rising(found: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 @given(steps=steps, factor=st.floats(0.2, 5))
-def test_a_codec_that_always_needs_so_much_more(steps: list, factor: float) -> None:
+def test_a_codec_that_always_needs_so_much_more(steps: list[RatePoint], factor: float) -> None:
     anchor = rising(steps)
     assert bd_rate(anchor, anchor) == pytest.approx(0, abs=1e-12)
     assert bd_rate(anchor, [(rate * factor, quality) for rate, quality in anchor]) == pytest.approx(factor - 1)
 
 
 @given(a=steps, b=steps)
-def test_the_other_way_round_is_the_inverse(a: list, b: list) -> None:
+def test_the_other_way_round_is_the_inverse(a: list[RatePoint], b: list[RatePoint]) -> None:
     there, back = bd_rate(rising(a), rising(b)), bd_rate(rising(b), rising(a))
     assert math.isnan(there) == math.isnan(back)
     if not math.isnan(there):
@@ -103,5 +103,5 @@ def test_bd_rates_name_each_anchor() -> None:
     peer = [CurvePoint(0.2, 0.9, 25), CurvePoint(0.4, 0.95, 28)]
     (found,) = bd_rates({"ours": ours, "peer": peer}, "ours")
     assert found.anchor == "peer"
-    assert (found.at_msssim, found.at_psnr) == (pytest.approx(-0.5), pytest.approx(-0.5))
+    assert (found.at_msssim, found.at_psnr) == pytest.approx((-0.5, -0.5))
     assert bd_rates({"peer": peer}, "ours") == []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from eval.rate_distortion.curves import CurvePoint
 from eval.report import page as report
 from eval.report import published
 from eval.score import PictureScore
+from eval.simulate import decoded
 from metrics.clic import ms_ssim
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from submission.errors import UserError
@@ -34,7 +36,7 @@ from tests.faults import assert_gone, wait_for
 #: No codec reaches the first, all have their best quality at the second.
 RATES = ("0.001", "96")
 PEERS = tuple(dataclasses.replace(peer, qualities=(5, 40)) for peer in codecs.PEERS[:2])
-CODECS = [compare.OURS, *(peer.name for peer in PEERS)]
+CODECS = [points.OURS, *(peer.name for peer in PEERS)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_scores_table(shown: tuple[Path, Path]) -> None:
 def decoded_picture(out: Path, codec: str, stem: str) -> np.ndarray:
     """What the counted file of one picture holds, read from where the comparison keeps it."""
     place = out / "96" / codec
-    if codec == compare.OURS:
+    if codec == points.OURS:
         return np.array(Image.open(place / "decoded" / f"{stem}.png"))
     row = pd.read_csv(place / "choice.csv").set_index("image").loc[f"{stem}.png"]
     return np.array(Image.open(place / row["stream"]))
@@ -88,7 +90,7 @@ def decoded_picture(out: Path, codec: str, stem: str) -> np.ndarray:
 
 def counted(out: Path, codec: str, stem: str) -> int:
     place = out / "96" / codec
-    if codec == compare.OURS:
+    if codec == points.OURS:
         return (place / "submission" / f"{stem}.clic").stat().st_size
     row = pd.read_csv(place / "choice.csv").set_index("image").loc[f"{stem}.png"]
     return (place / row["stream"]).stat().st_size
@@ -150,8 +152,12 @@ def test_a_decoder_runs_again_only_if_something_changed(
     (submission / "decode").chmod(0o755)
     Image.fromarray(noise_picture(5, 6)).save(submission / "a.png.clic", format="PNG")
     runs: list[Path] = []
-    decoded = points.decoded
-    monkeypatch.setattr(points, "decoded", lambda *arguments: runs.append(submission) or decoded(*arguments))
+
+    def watched(*arguments: Any) -> Any:
+        runs.append(submission)
+        return decoded(*arguments)
+
+    monkeypatch.setattr(points, "decoded", watched)
 
     def decode() -> int:
         """How often the decoder had run after asking once more for what it writes."""
@@ -169,10 +175,11 @@ def test_a_decoder_runs_again_only_if_something_changed(
     assert decode() == decode() == 4
 
 
-def page_data(page: str) -> dict:
+def page_data(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert found
-    return json.loads(found[1])
+    data: dict[str, Any] = json.loads(found[1])
+    return data
 
 
 def test_report_holds_everything(shown: tuple[Path, Path]) -> None:
@@ -268,7 +275,9 @@ def made_up(folder: Path) -> tuple[list[points.Point], dict[str, list[CurvePoint
             scores = [
                 PictureScore(stem, 90, 60, 1000 + i, 0.95 - i / 100 - less, 1e5) for i, stem in enumerate(pictures)
             ]
-            point = points.Point(bpp, codec, 9000, 10, 5 * 5400, scores, lambda stem: pictures[stem] & 0xF8, 1.0, 2.0)
+            point = points.Point(
+                bpp, codec, 9000, 10, 5 * 5400, scores, lambda stem: pictures[stem] & np.uint8(0xF8), 1.0, 2.0
+            )
             found.append(point)
         curves[codec] = [CurvePoint(rate, 0.9 + rate / 10 - less, 20 + rate) for rate in (0.1, 0.2, 0.3)]
     return found, curves

@@ -65,7 +65,7 @@ def test_a_chart_has_every_codec_of_the_results(name: str) -> None:
     drawn = {g.get("class", "").split()[-1]: len(g.findall("{http://www.w3.org/2000/svg}circle")) for g in groups}
     table = pd.read_csv(results / f"{name}-curves.tsv", sep="\t")
     expected = table.groupby("codec").size().to_dict()
-    assert {codec: drawn[codec] for codec in expected} == expected
+    assert {codec: drawn[str(codec)] for codec in expected} == expected
     assert ("curve published" in chart) == (name == "kodak")
     assert not re.search(r"(href|src|url)\s*=\s*[\"']http", chart)
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from eval import peers
-from eval.codecs import peer as codecs
 from eval.codecs.peer import PEERS, Peer
 from metrics.clic import ms_ssim, squared_error
 from submission.errors import UserError
@@ -78,7 +77,7 @@ def test_qualities_ascend_and_names_are_unique() -> None:
 def test_missing_libraries_are_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(codecs.features, "check", lambda library: library == "webp")
+    monkeypatch.setattr(features, "check", lambda library: library == "webp")
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     monkeypatch.setitem(__import__("sys").modules, "pillow_jxl", None)
     assert [peer.name for peer in peers.available(["jpeg", "webp", "avif", "heic", "jpegxl"])] == ["webp"]

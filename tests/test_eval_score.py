@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
         picture = noise_picture(height, width)
         Image.fromarray(picture).save(originals / name, lossless=True)
         stem = Path(name).stem
-        Image.fromarray(picture & 0xF0).save(decoded / f"{stem}.png")
+        Image.fromarray(picture & np.uint8(0xF0)).save(decoded / f"{stem}.png")
         (streams / f"{stem}.clic").write_bytes(bytes(100 * (i + 1)))
     return originals, decoded, streams
 
@@ -44,8 +45,8 @@ def test_scores_are_the_metrics_of_the_files(folders: tuple[Path, Path, Path]) -
     assert [s.bytes for s in found] == [100, 200, 300]
     for s in found:
         picture = noise_picture(s.height, s.width)
-        assert s.msssim == ms_ssim(picture, picture & 0xF0)
-        assert s.sse == squared_error(picture, picture & 0xF0)
+        assert s.msssim == ms_ssim(picture, picture & np.uint8(0xF0))
+        assert s.sse == squared_error(picture, picture & np.uint8(0xF0))
     total = score.pool(found)
     assert total.msssim == pytest.approx(sum(s.msssim * s.pixels for s in found) / sum(s.pixels for s in found))
 
@@ -80,7 +81,9 @@ def test_over_the_cap_still_scores_and_leaves_with_one(
     assert printed.count("MS-SSIM") == 2
 
 
-def test_without_streams_there_is_no_rate(folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch) -> None:
+def test_without_streams_there_is_no_rate(
+    folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     originals, decoded, _ = folders
     assert main(monkeypatch, originals, decoded, "--json", tmp_path / "score.json") == 0
     written = json.loads((tmp_path / "score.json").read_text())
@@ -90,7 +93,9 @@ def test_without_streams_there_is_no_rate(folders: tuple[Path, Path, Path], tmp_
         main(monkeypatch, originals, decoded, "--bpp", "0.15")
 
 
-def test_identical_pictures_give_valid_json(folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch) -> None:
+def test_identical_pictures_give_valid_json(
+    folders: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     originals, decoded, _ = folders
     for path in originals.iterdir():
         Image.open(path).save(decoded / f"{path.stem}.png")
@@ -133,10 +138,15 @@ def deep(path: Path) -> None:
     path.write_bytes(data)
 
 
-FAULTS = {
+def same_name(path: Path) -> None:
+    (path.parent / "sub").mkdir()
+    shutil.copy(path, path.parent / "sub" / path.name)
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: path.unlink(),
     "extra": lambda path: shutil.copy(path, path.with_name("b2.png")),
-    "same name": lambda path: (path.parent / "sub").mkdir() or shutil.copy(path, path.parent / "sub" / path.name),
+    "same name": same_name,
     "46x33": lambda path: Image.fromarray(noise_picture(33, 46)).save(path),
     "not 8-bit RGB": grey,
     "mode RGBA": alpha,
@@ -194,7 +204,7 @@ def test_papers_means_are_named_and_are_other_numbers(
 ) -> None:
     originals, decoded, streams = folders
     Image.fromarray(noise_picture(200, 177)).save(originals / "b.webp", lossless=True)  # odd, and large enough
-    Image.fromarray(noise_picture(200, 177) & 0xF0).save(decoded / "b.png")
+    Image.fromarray(noise_picture(200, 177) & np.uint8(0xF0)).save(decoded / "b.png")
     for folder, name in ((originals, "c.bmp"), (decoded, "c.png")):
         (folder / name).unlink()
     file = tmp_path / "score.json"
@@ -212,7 +222,7 @@ def test_papers_means_are_named_and_are_other_numbers(
     expected = []
     for height, width in ((170, 180), (200, 177)):
         picture = noise_picture(height, width)
-        x, y = (torch.tensor(p.transpose(2, 0, 1)[None].copy()).float() for p in (picture, picture & 0xF0))
+        x, y = (torch.tensor(p.transpose(2, 0, 1)[None].copy()).float() for p in (picture, picture & np.uint8(0xF0)))
         expected.append(float(theirs(x, y, data_range=255)))
     assert written["mean_pytorch_msssim"] == pytest.approx(sum(expected) / 2, abs=1e-6)
     assert abs(written["mean_pytorch_msssim"] - written["mean_msssim"]) > 1e-5, "odd sizes: another number"

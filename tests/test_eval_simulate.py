@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,7 +48,7 @@ def make(tmp_path: Path, originals: Path) -> Make:
         folder = tmp_path / "submission"
         folder.mkdir()
         for path in originals.iterdir():
-            Image.fromarray(noise_picture(40, 50) & 0xF0).save(folder / f"{path.stem}.clic", format="BMP")
+            Image.fromarray(noise_picture(40, 50) & np.uint8(0xF0)).save(folder / f"{path.stem}.clic", format="BMP")
         (folder / "decode").write_text(script)
         (folder / "decode").chmod(0o755)
         return folder
@@ -60,7 +61,7 @@ def test_command_scores_what_the_decoder_writes(make: Make, originals: Path) -> 
     before = sorted(submission.rglob("*"))
     done = run_module("eval.simulate", submission, "--originals", originals)
     assert done.returncode == 0, done.stderr
-    assert f"{ms_ssim(noise_picture(40, 50), noise_picture(40, 50) & 0xF0):.5f}" in done.stdout
+    assert f"{ms_ssim(noise_picture(40, 50), noise_picture(40, 50) & np.uint8(0xF0)):.5f}" in done.stdout
     assert "largest process" in done.stdout
     assert sorted(submission.rglob("*")) == before, "the decoder ran in a copy"
 
@@ -71,7 +72,9 @@ def test_over_the_cap_leaves_with_one(make: Make, originals: Path) -> None:
     assert "over the cap" in done.stdout
 
 
-def test_too_large_a_decoder_leaves_with_one(make: Make, originals: Path, monkeypatch, capsys) -> None:
+def test_too_large_a_decoder_leaves_with_one(
+    make: Make, originals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     submission = make(DECODE)
     monkeypatch.setattr(simulate, "DECODER_BYTES", 50)
     monkeypatch.setattr("sys.argv", ["simulate", str(submission), "--originals", str(originals)])
@@ -106,7 +109,9 @@ def test_no_network_and_no_originals(make: Make, originals: Path) -> None:
     assert all(path.stat().st_size > 0 for path in originals.iterdir()), "they are hidden from the decoder alone"
 
 
-def test_still_runs_where_isolation_is_not_allowed(make: Make, originals: Path, tmp_path: Path, monkeypatch) -> None:
+def test_still_runs_where_isolation_is_not_allowed(
+    make: Make, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(simulate, "isolation", list)
     with decoded(make(DECODE), originals) as run:
         assert not run.isolated
@@ -141,7 +146,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_too_slow_is_stopped_with_all_it_started(make: Make, originals: Path, monkeypatch, capsys) -> None:
+def test_too_slow_is_stopped_with_all_it_started(
+    make: Make, originals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pids = originals.parent / "pid"
     submission = make(f"#!/bin/sh\nsleep 600 &\necho $! > '{pids}'; wait")
     with pytest.raises(TooSlow, match="limit of 4 s"), decoded(submission, originals, 4):
@@ -168,8 +175,8 @@ def decoding(make: Make, originals: Path, tmp_path: Path) -> Iterator[tuple[subp
     """A command whose decoder takes long, and that decoder's process id."""
     make(f"#!/bin/sh\necho $$ > {tmp_path}/pid.part; mv {tmp_path}/pid.part {tmp_path}/pid; exec sleep 600")
     script = "from eval import simulate; from submission import console, processes; processes.PATIENCE = 3;"
-    command = [sys.executable, "-c", f"{script} console.run(simulate.main)", tmp_path / "submission"]
-    command += ["--originals", originals]
+    command = [sys.executable, "-c", f"{script} console.run(simulate.main)", str(tmp_path / "submission")]
+    command += ["--originals", str(originals)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -43,17 +44,16 @@ def digest(streams: Path) -> str:
         record.update(out.tobytes())
         return out
 
-    integer.product = entropy_coding.product = watched
-    integer.Linear.finish = watched_finish  # type: ignore[method-assign]
-    try:
+    with (
+        mock.patch.object(integer, "product", watched),
+        mock.patch.object(entropy_coding, "product", watched),
+        mock.patch.object(integer.Linear, "finish", watched_finish),
+    ):
         for folder in sorted(p for p in streams.iterdir() if p.is_dir()):
             ladder = Ladder.load(Path((folder / "ladder").read_text()))
             for path in sorted(folder.glob("*.bin")):
                 y_hat, z_hat = ladder.codec(int(path.stem)).entropy.decode(path.read_bytes(), SIZE)
                 record.update(y_hat.tobytes() + z_hat.tobytes())
-    finally:
-        integer.product = entropy_coding.product = product
-        integer.Linear.finish = finish  # type: ignore[method-assign]
     return record.hexdigest()
 
 

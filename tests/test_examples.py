@@ -23,10 +23,12 @@ from eval import compare, demo, figures, peers
 from eval.codecs import peer as codecs
 from eval.rate_distortion import points
 from ratecontrol.candidates import choices
+from ratecontrol.refinement import refine
 from submission.files import Picture
 from submission.ladder import DEFAULT_WEIGHTS, MANIFEST
 from tests.conftest import ROOT, noise_picture
 from training import ladder, table2
+from training.loop import options
 from training.recipe import RECIPES
 
 COMMANDS = sorted(
@@ -95,11 +97,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if hasattr(module, "DEFAULT_WEIGHTS"):
             monkeypatch.setattr(module, "DEFAULT_WEIGHTS", three_models(tmp_path / "three models"))
     monkeypatch.setitem(RECIPES, "small", dataclasses.replace(RECIPES["tiny"].changed(steps=1), lambdas=(3.0,)))
-    take = ladder.seconds
+    take = options.seconds
     monkeypatch.setattr(ladder, "seconds", lambda text: take(text) and None)  # else it would use what it is given
     monkeypatch.setattr(table2, "ROWS", table2.ROWS[:1])
 
-    refine = choices.refine
     monkeypatch.setattr(
         choices, "refine", lambda codec, picture, lmbda, _, device: refine(codec, picture, lmbda, 1, device)
     )

@@ -13,9 +13,8 @@ import pytest
 
 from submission import bitstream, latent_coding
 from submission.ladder import Ladder
-from tests.everywhere import assert_as_golden, facts
+from tests.everywhere import GOLDEN, assert_as_golden, facts
 from tests.make_golden import (
-    GOLDEN,
     NETWORK_MODELS,
     fixed_latents,
     network_entropy,

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from submission.codec import Codec
 from submission.config import PRESETS, ModelConfig
+from submission.entropy_model import EntropyModel
 from submission.errors import WeightsError
 from submission.ladder import Ladder
 from submission.latent_coding import STEP_BITS
 from submission.network import Network
-from tests.conftest import noise_picture
+from tests.conftest import convolution, noise_picture
 from training.data.pictures import Pictures
 from training.export import export_ladder, export_tensors
 from training.loop.stage import run_stage
@@ -34,8 +35,10 @@ def scaled_network(seed: int = 0) -> Network:
     network = Network(CONFIG)
     assert network.h_sq is not None
     with torch.no_grad():
-        network.g_a[-2].weight.mul_(20)
-        nn.init.normal_(network.h_sq[-1][0].weight, std=0.02)
+        convolution(network.g_a[-2]).weight.mul_(20)
+        last = network.h_sq[-1]
+        assert isinstance(last, nn.Sequential)
+        nn.init.normal_(convolution(last[0]).weight, std=0.02)
     return network
 
 
@@ -116,6 +119,7 @@ def test_scaled_noise_and_its_rate() -> None:
     u = torch.rand(y.shape, generator=generator, dtype=y.dtype) - 0.5
     z_hat = z + torch.rand(z.shape, generator=generator, dtype=z.dtype) - 0.5
     step = network.step_size(z_hat)
+    assert isinstance(step, Tensor) and isinstance(network.entropy_model, EntropyModel)
     assert torch.allclose(made.y_hat, y + step * u)
 
     group = slice(0, 8)

@@ -2,13 +2,16 @@
 training."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +20,7 @@ from submission.config import NETWORKS, PRESETS, ModelConfig, tiny
 from submission.errors import BitstreamError, WeightsError
 from submission.integer import RELU_OFFSET, Linear
 from submission.ladder import Ladder, read_safetensors
-from submission.mixture import MEAN_UNIT, PEAK, SCALE_RANGE, SCALE_UNIT
+from submission.mixture import MEAN_UNIT, PEAK, SCALE_RANGE, SCALE_UNIT, Coder
 from submission.network import Network
 from submission.sliced_coding import SPATIAL_TAPS, ChannelSlice, HyperSlice, SlicedCoder, SpaceChannelSlice
 from submission.sliced_model import SUPPORT, SlicedModel
@@ -142,11 +145,14 @@ def test_step_by_step_equals_all_at_once(networks_folder: Path, name: str, monke
     entropy = codec.entropy
     assert isinstance(entropy, SlicedCoder)
     data, y_hat, z_hat = entropy.encode(*codec.latents(noise_picture(100, 150)))
-    seen: list[np.ndarray] = []
+    seen: list[NDArray[np.int32]] = []
     code_step = SlicedCoder._code_step
-    monkeypatch.setattr(
-        SlicedCoder, "_code_step", lambda s, c, p, *g: (seen.append(p.copy()), code_step(s, c, p, *g))[1]
-    )
+
+    def watched(self: SlicedCoder, coder: Coder, p: NDArray[np.int32], given: Any, at: Any) -> Any:
+        seen.append(p.copy())
+        return code_step(self, coder, p, given, at)
+
+    monkeypatch.setattr(SlicedCoder, "_code_step", watched)
     decoded, _ = entropy.decode(data, y_hat.shape[:2])
     assert np.array_equal(decoded, y_hat)
     expected = reference(entropy, y_hat, z_hat)
@@ -250,12 +256,13 @@ def test_broken_models_are_refused(networks_folder: Path) -> None:
     tensors = {k.removeprefix("entropy."): v for k, v in read_safetensors(path, path.read_bytes()).items()}
     config = tiny(PRESETS["elic-zero"])
     SlicedCoder(config, tensors)
-    for name, change, message in (
+    faults: tuple[tuple[str, Callable[[NDArray[Any]], NDArray[Any]], str], ...] = (
         ("slices.1.spatial.weight", lambda v: np.full_like(v, 100), "out of range"),
         ("slices.2.aggregate.2.bias", lambda v: np.full_like(v, 2**31 - 1), "do not fit"),
         ("seen.shift", lambda v: v + 7, "seen.shift"),
         ("seen.shift", lambda v: v[1:], "seen.shift"),
-    ):
+    )
+    for name, change, message in faults:
         with pytest.raises(WeightsError, match=message):
             SlicedCoder(config, {**tensors, name: change(tensors[name])})
     for name in ("slices.1.channel.0.weight", "seen.shift", "h_s.2.bias"):
@@ -297,7 +304,7 @@ def test_parts_combine() -> None:
         ("elic-sm", "ms-context"),
         ("balle", "cheng-attn"),
     ):
-        config = dataclasses.replace(tiny(PRESETS[name]), transforms=transforms)
+        config = ModelConfig.from_json(tiny(PRESETS[name]).to_json() | {"transforms": transforms})
         codec = Codec(config, export_tensors_of(config, crops), 0, 0)
         encoded = codec.encode(image)
         assert np.array_equal(codec.decompress(encoded.stream), encoded.reconstruction)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from submission import bitstream, pillow
+from submission.files import Picture
 from submission.ladder import Ladder
 from tests.conftest import noise_picture
 
@@ -53,7 +54,12 @@ def test_without_a_quality_it_is_the_middle_one(weights: Ladder) -> None:
 
 def test_nothing_is_decoded_before_it_is_needed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    monkeypatch.setattr(Ladder, "decompress", lambda self, stream: decoded.append(stream) or PICTURE)
+
+    def decompress(_: Ladder, stream: bytes) -> Picture:
+        decoded.append(stream)
+        return PICTURE
+
+    monkeypatch.setattr(Ladder, "decompress", decompress)
     with Image.open(path) as opened:
         assert opened.size == (100, 70) and not decoded
         opened.load()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from submission.config import PRESETS
-from submission.entropy_model import FactorizedPrior, mixture_likelihood
+from submission.entropy_model import EntropyModel, FactorizedPrior, mixture_likelihood
 from submission.errors import UserError
 from submission.network import Network
 from training import table2
@@ -210,6 +210,7 @@ def test_mix_gives_noise_to_the_entropy_model_and_integers_to_the_decoder() -> N
     torch.manual_seed(0)
     network = Network(PRESETS["tiny"])
     seen: list[Tensor] = []
+    assert isinstance(network.entropy_model, EntropyModel)
     network.entropy_model.contexts[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network.entropy_model.h_s.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     stage = dataclasses.replace(RECIPES["tiny"].stage("main"), quantizer="mix")

@@ -53,9 +53,10 @@ def judge(folder: Path, site: Path, *left_out: str) -> subprocess.CompletedProce
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if path.suffix != ".pth" and not path.name.startswith(left_out):
             (site / path.name).symlink_to(path)
+    base: str = sys._base_executable  # type: ignore[attr-defined]  # private, and nothing else tells
     bare = site.parent / "bin"
     bare.mkdir()
-    (bare / "python3").write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys._base_executable}" -S "$@"\n')
+    (bare / "python3").write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{base}" -S "$@"\n')
     (bare / "python3").chmod(0o755)
     environment = {"PATH": f"{bare}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(["./decode"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

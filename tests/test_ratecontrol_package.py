@@ -1,5 +1,6 @@
 """Packaging: a folder that decodes by itself, the same bytes each time, and only what was measured goes in."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -119,14 +120,14 @@ def test_exchange_leaves_one_or_the_other(tmp_path: Path, swaps: bool, monkeypat
         folder.mkdir()
         (folder / "name").write_text(folder.name)
     if not swaps:
-        monkeypatch.setattr(package.ctypes, "CDLL", lambda *_, **__: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     package.exchange(new, old)
     assert ((new / "name").read_text(), (old / "name").read_text()) == ("sub mission", "new")
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_interrupted_exchange_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     for name in ("new", "target", "target.old"):
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=r"target\.old"):

@@ -15,7 +15,7 @@ from submission.errors import ImageError, UserError
 from submission.files import read_image
 from submission.ladder import Ladder
 from submission.target import Target, compress_under
-from tests.commands import assert_refused, call
+from tests.commands import Result, assert_refused, call
 from tests.conftest import noise_picture
 
 SIZES = [(1, 1), (3, 70), (64, 64), (100, 130)]
@@ -120,12 +120,12 @@ def test_the_command(ladder_folder: Path, pictures: Path, tmp_path: Path) -> Non
 
 
 def test_what_the_command_refuses(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    def encoding(*options: object) -> tuple[object, ...]:
-        return (encode.main, pictures / "a.png", "-o", tmp_path / "out", "--weights", ladder_folder, *options)
+    def encoding(*options: object) -> Result:
+        return call(encode.main, pictures / "a.png", "-o", tmp_path / "out", "--weights", ladder_folder, *options)
 
-    assert_refused(call(*encoding("--bpp", "0")), "--bpp 0")
-    assert_refused(call(*encoding("--bytes", 0)), "--bytes 0")
+    assert_refused(encoding("--bpp", "0"), "--bpp 0")
+    assert_refused(encoding("--bytes", 0), "--bytes 0")
     assert not (tmp_path / "out").exists()
-    assert_refused(call(*encoding("--bytes", 12)), "a.png", "12 bytes are not enough", "--bytes")
-    assert call(*encoding("--bytes", 5000, "-q", 1)).code == 2
-    assert call(*encoding("--bytes", 5000, "--bpp", "1")).code == 2
+    assert_refused(encoding("--bytes", 12), "a.png", "12 bytes are not enough", "--bytes")
+    assert encoding("--bytes", 5000, "-q", 1).code == 2
+    assert encoding("--bytes", 5000, "--bpp", "1").code == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from submission.errors import UserError
 from submission.network import Network
 from tests.training_kit import RECIPE, session
 from training.data.crops import Crops
-from training.loop import schedule
 from training.loop import train as loop
 from training.loop.options import seconds
 from training.loop.plan import PLANNED, makespan, ready, share_time, tasks
@@ -28,7 +28,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(schedule.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

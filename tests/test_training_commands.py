@@ -1,5 +1,6 @@
 """The stage scripts and export on a real folder, and what they say to mistakes."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_without_tensorboard_one_line_says_so(data: Path, tmp_path: Path, monkey
         raise ModuleNotFoundError(name)
 
     log._writer.cache_clear()
-    monkeypatch.setattr(log.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     result = stage("main", "--lmbda", 4, "--data", data, "--run", tmp_path / "run", "--steps", 1)
     log._writer.cache_clear()
     assert result.code == 0 and result.stderr.count("tensorboard is not installed") == 1

@@ -9,7 +9,6 @@ from tests.training_kit import CPU, RECIPE, photos
 from training.data.crops import Crops
 from training.loop.schedule import Moment
 from training.loop.train import Learner
-from training.network import device
 from training.network.device import Device
 from training.objective.forward import validate
 
@@ -18,7 +17,7 @@ def test_each_part_is_one_graph_and_computes_the_same(monkeypatch: pytest.Monkey
     """Steps with and without simulated padding, and validation, compile nothing anew."""
     counter = CompileCounterWithBackend("eager")
     compile_with = torch.compile
-    monkeypatch.setattr(device.torch, "compile", lambda f, dynamic: compile_with(f, dynamic=dynamic, backend=counter))
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: compile_with(f, dynamic=dynamic, backend=counter))
     stage, pictures = RECIPE.stage("joint"), photos()
     crops, losses = Crops(pictures, stage, CPU), []
     for where in (CPU, Device("cpu", bf16=False, compile="on")):

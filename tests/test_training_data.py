@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from submission.errors import UserError
+from submission.files import Picture, read_image
 from tests.conftest import noise_picture
 from tests.training_kit import CPU, RECIPE, photos
 from training.data import pictures as data
@@ -46,8 +47,12 @@ def test_broken_and_small_pictures_are_counted_and_named(
 def test_a_second_start_decodes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_pictures([folder], 192, tmp_path)
     decoded: list[Path] = []
-    read = data.read_image
-    monkeypatch.setattr(data, "read_image", lambda path: decoded.append(path) or read(path))
+
+    def watched(path: Path) -> Picture:
+        decoded.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(data, "read_image", watched)
     second = load_pictures([folder], 192, tmp_path)
     assert not decoded and torch.equal(first.pixels, second.pixels)
     assert np.array_equal(first.train, second.train) and np.array_equal(first.validation, second.validation)
@@ -80,8 +85,8 @@ def test_copies_are_known_again(seed: int, tmp_path: Path) -> None:
     original = smooth(seed)
     theirs = [fingerprint(np.asarray(original))]
     made = [original.copy(), original.resize((200, 150)), original.resize((801, 599))]
-    for k, settings in enumerate(({"format": "JPEG", "quality": 20}, {"format": "WEBP", "quality": 30})):
-        original.save(tmp_path / str(k), **settings)
+    for k, (form, quality) in enumerate((("JPEG", 20), ("WEBP", 30))):
+        original.save(tmp_path / str(k), form, quality=quality)
         made.append(Image.open(tmp_path / str(k)).convert("RGB"))
     assert find_copies([fingerprint(np.asarray(p)) for p in made], theirs) == dict.fromkeys(range(5), 0)
     others = [fingerprint(np.asarray(smooth(100 * seed + k))) for k in range(1, 40)]

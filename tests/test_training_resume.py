@@ -14,7 +14,6 @@ from submission.errors import UserError
 from submission.network import Network
 from tests.training_kit import RECIPE, equal, killed_after, run_all, session, weights
 from training.data.crops import Crops
-from training.loop import checkpoint
 from training.loop import train as loop
 from training.loop.checkpoint import load_checkpoint
 from training.loop.soap import SOAP
@@ -97,7 +96,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         save(state, path)
 
-    monkeypatch.setattr(checkpoint.torch, "save", fills)
+    monkeypatch.setattr(torch, "save", fills)
     with pytest.raises(UserError, match="last good one is intact"):
         train_main(stage, tmp_path)
     assert load_checkpoint(tmp_path / "main.pt", PRESETS["tiny"], stage, 4.0)["step"] == 1

@@ -10,9 +10,9 @@ from training.loop.soap import SOAP
 
 
 def orthogonal(size: int, seed: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[
-        0
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    q: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    return q
 
 
 def gradients(shape: tuple[int, ...], steps: int) -> list[Tensor]:
@@ -100,7 +100,7 @@ def test_it_is_faster_than_adam_where_directions_are_coupled() -> None:
         for _ in range(150):
             optimizer.zero_grad()
             loss = (mix_out.T @ (weight - target) @ mix_in).square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         return float(loss.detach())
 

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_msssim import ms_ssim
 
-from metrics import clic as metrics
 from submission.config import PRESETS
 from submission.network import Network
-from tests.conftest import noise_picture
 from tests.training_kit import CPU, RECIPE, run_all, weights
 from training.objective.forward import forward
 from training.objective.loss import Padded, distortion, simulate_padding
@@ -81,36 +78,6 @@ def test_hard_stage_sees_rounded_latents() -> None:
     network.g_s.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     forward(network, RECIPE.stage("hard"), Padded(torch.rand(1, 3, 192, 192), 192, 192), CPU, None)
     assert torch.equal(seen[0], seen[0].round())
-
-
-def as_batch(picture: object) -> torch.Tensor:
-    return torch.as_tensor(picture).permute(2, 0, 1)[None].float() / 255
-
-
-@pytest.mark.parametrize("size", [(192, 192), (176, 240)])
-def test_distortion_is_that_of_pytorch_msssim(size: tuple[int, int]) -> None:
-    """Value and gradient."""
-    x, noise = as_batch(noise_picture(*size, 1)), 0.2 * torch.randn(1, 3, *size)
-    ours, theirs = ((x + noise).requires_grad_() for _ in range(2))
-    a, b = distortion(x, ours), 1 - ms_ssim(x, theirs, data_range=1.0)
-    a.backward(), b.backward()
-    assert float(a.detach()) == pytest.approx(float(b.detach()), abs=2e-5)
-    assert torch.allclose(ours.grad, theirs.grad, atol=1e-3 * float(theirs.grad.abs().max()))
-
-
-def test_the_opposite_picture_does_not_spoil_the_gradient() -> None:
-    """Its structure factors are negative; the other picture of the batch still learns."""
-    x = torch.cat([as_batch(noise_picture(192, 192, s)) for s in (1, 2)])
-    made = torch.stack([1 - x[0], 0.9 * x[1]]).requires_grad_()
-    distortion(x, made).backward()
-    assert torch.isfinite(made.grad).all() and made.grad[1].abs().max() > 0
-
-
-def test_distortion_is_that_of_the_score_at_odd_sizes() -> None:
-    """On grey pictures, where averaging the channels before or after the product is the same."""
-    x, y = (noise_picture(181, 203, s)[:, :, :1].repeat(3, 2) for s in (1, 2))
-    y = (0.7 * x + 0.3 * y).astype("uint8")
-    assert 1 - float(distortion(as_batch(x), as_batch(y))) == pytest.approx(metrics.ms_ssim(x, y), abs=1e-4)
 
 
 def test_the_paper_recipe_is_that_of_the_papers() -> None:

@@ -8,13 +8,14 @@ import torch
 
 from submission.network import Network
 from tests.commands import call
+from tests.conftest import convolution
 from tests.training_kit import CPU, RECIPE, killed_after, photos, session, weights
 from training.loop import train as loop
 from training.loop.checkpoint import load_checkpoint
 from training.loop.stage import main, run_stage
 from training.loop.train import Learner
 from training.loop.warm_start import initial_weights
-from training.network.conditional import Tables, Trunk
+from training.network.conditional import PACE, Tables, Trunk
 from training.objective.forward import Pass, forward
 from training.objective.loss import Padded
 
@@ -26,7 +27,7 @@ def perturbed() -> Trunk:
     trunk = Trunk(RECIPE.model, 1.0, 64.0)
     with torch.no_grad():
         for table in trunk.tables.parameters():
-            table += 0.2 * torch.randn_like(table)
+            table.add_(0.2 * torch.randn_like(table))
     return trunk
 
 
@@ -44,8 +45,8 @@ def test_folded_is_scaled_and_shifted() -> None:
     folded, (scales, shifts) = trunk.at(5.0), trunk.tables.at(5.0)
     sizes = [channels for _, channels in trunk.convolutions]
     for (name, size), scale, shift in zip(trunk.convolutions, scales.split(sizes), shifts.split(sizes), strict=True):
-        before, after = trunk.network.get_submodule(name), folded.get_submodule(name)
-        x = torch.randn(1, before.in_channels, 7, 7)  # type: ignore[arg-type]
+        before, after = (convolution(network.get_submodule(name)) for network in (trunk.network, folded))
+        x = torch.randn(1, before.in_channels, 7, 7)
         expected = before(x) * scale.view(1, size, 1, 1) + shift.view(1, size, 1, 1)
         assert torch.allclose(after(x), expected, atol=1e-4), name
 
@@ -66,7 +67,7 @@ def test_training_sees_what_is_folded() -> None:
 def test_tables_are_interpolated_in_log_lambda() -> None:
     tables = Tables(1, 1.0, 4.0)
     with torch.no_grad():
-        tables.scales.copy_(torch.tensor([[1.0], [2.0], [4.0]]))
+        tables.scales.copy_((torch.tensor([[1.0], [2.0], [4.0]]) - 1) / PACE)
     assert [round(tables.at(v)[0].item(), 4) for v in (0.1, 1, 2**0.5, 2, 2**1.5, 4, 9)] == [1, 1, 1.5, 2, 3, 4, 4]
 
 

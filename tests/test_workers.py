@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ def pool(jobs: int = 1, fresh: bool = False) -> Iterator[Pool]:
         yield started
 
 
-def answers(running: Pool, *jobs: Job) -> list[object]:
+def answers(running: Pool, *jobs: Job) -> list[Any]:
     """What all of `jobs` return, as they are done."""
     waiting, found = list(jobs), []
     while waiting or running.busy:
@@ -165,7 +167,9 @@ def test_whoever_is_killed_or_stopped_every_job_is_answered_once(monkeypatch: py
     monkeypatch.setattr(workers, "RETRIES", 1000)
     monkeypatch.setattr(processes, "PATIENCE", 2.5)
     chance = random.Random(1)
-    waiting, found, sent = [Job(str(k), lambda k=k: (square, (k, 0.02))) for k in range(60)], [], 0
+    waiting = [Job(str(k), partial(lambda k: (square, (k, 0.02)), k)) for k in range(60)]
+    found: list[tuple[Job, int]] = []
+    sent = 0
     with pool(4) as running:
         while waiting or running.busy:
             while waiting and running.free:

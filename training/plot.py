@@ -108,8 +108,10 @@ def _line(axes: Any, curve: Curve, name: str, shade: Any) -> None:
     points = [(r["step"], r[name]) for r in curve.rows if not math.isnan(r.get(name, math.nan))]
     if points:
         steps, values = zip(*points, strict=True)
-        values = [decibels(v) for v in values] if name == "val_msssim" else values
-        axes.plot(steps, values, color=shade, linewidth=1.4, marker="." if len(points) < 30 else None, label=curve.name)
+        shown = map(decibels, values) if name == "val_msssim" else values
+        axes.plot(
+            steps, list(shown), color=shade, linewidth=1.4, marker="." if len(points) < 30 else None, label=curve.name
+        )
 
 
 def _rate_distortion(axes: Any, curves: list[Curve], shades: dict[str, Any]) -> None:

@@ -84,9 +84,10 @@ def _ffmpeg() -> str | None:
     import imageio_ffmpeg
 
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        program: str = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError:  # the package has no program for this machine
         return None
+    return program
 
 
 def _encode_with_programs(planes: bytes, size: str, qp: int) -> bytes:

@@ -6,12 +6,14 @@ import platform
 import re
 from pathlib import Path
 
-PACKAGES = ("clic-pipeline", "torch", "numpy", "scipy", "constriction", "pillow")
+from submission import __version__
+
+PACKAGES = ("torch", "numpy", "scipy", "constriction", "pillow")
 
 
 def describe() -> dict[str, str]:
     """Facts about this machine and its software, by name."""
-    packages = []
+    packages = [f"clic-pipeline {__version__}"]
     for name in PACKAGES:
         try:
             packages.append(f"{name} {importlib.metadata.version(name)}")

@@ -37,14 +37,14 @@ def compute_there(work: Callable[[T], R], items: list[T], scheduler: str) -> Ite
     client = None
     try:
         try:
-            client = Client(scheduler, timeout=START_PATIENCE)  # type: ignore[no-untyped-call]
+            client = Client(scheduler, timeout=START_PATIENCE)
             client.wait_for_workers(1, timeout=START_PATIENCE)
         except (OSError, ValueError) as error:  # TimeoutError is one
             raise UserError(f"--scheduler {scheduler}: no Dask scheduler with workers answers ({error})") from None
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         left = set(client.map(work, items, pure=False))
         for future in left:
-            future.add_done_callback(done.put)  # type: ignore[no-untyped-call]
+            future.add_done_callback(done.put)
         life = _Life(client)
         while left:
             if life.silence() >= processes.PATIENCE:
@@ -65,7 +65,7 @@ def compute_there(work: Callable[[T], R], items: list[T], scheduler: str) -> Ite
     finally:
         if client is not None:
             with contextlib.suppress(OSError):  # it may be gone
-                client.close(timeout=CLOSING)  # type: ignore[no-untyped-call]
+                client.close(timeout=CLOSING)
 
 
 def _gone(scheduler: str, why: str) -> UserError:

@@ -1,6 +1,6 @@
-"""What refinement differentiates: the rate of the integer entropy model, and the organisers' MS-SSIM, both in PyTorch.
+"""The rate of the integer entropy model in PyTorch, which refinement differentiates.
 
-The rate is no second model: it runs the integers of the model file in floating point, where every sum that occurs is
+It is no second model: it runs the integers of the model file in floating point, where every sum that occurs is
 exact, with the shifts and clamps of `submission.integer`. Only the gradient pretends that nothing is rounded down.
 Nothing here decides a probability: the stream is written by `submission.codec`.
 """
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.clic import C1, C2, SCALE_WEIGHTS, WINDOW_SIGMA, WINDOW_TAPS
 from submission.config import ModelConfig
 from submission.entropy_coding import TAPS, EntropyCoder, Estimator
 from submission.entropy_model import mixture_likelihood
@@ -135,51 +134,3 @@ class Rate(nn.Module):
         """Bits of each element of the integers z_hat [1, N, h, w]."""
         at = (z_hat[0].flatten(1).clamp(-self.z_peak, self.z_peak) + self.z_peak).long()
         return self.prior_cost.gather(1, at).view(z_hat.shape)
-
-
-class MSSSIM(nn.Module):
-    """The organisers' MS-SSIM (`metrics.clic`) against one picture x [1, 3, H, W] in [0, 1].
-
-    What depends on x alone is computed once. Negative factors, for which there is no score, count as almost 0.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.scales: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for scale in range(len(SCALE_WEIGHTS)):
-            x = halved(x) if scale else x
-            window = gaussian(min(WINDOW_TAPS, *x.shape[2:])).to(x)
-            mean = blurred(x, window)
-            self.scales.append((x, window, mean, blurred(x * x, window) - mean * mean))
-
-    def forward(self, y: Tensor) -> Tensor:
-        value = y.new_ones(())
-        for k, ((x, window, mean_x, variance_x), weight) in enumerate(zip(self.scales, SCALE_WEIGHTS, strict=True)):
-            y = halved(y) if k else y
-            mean_y, mean_yy, mean_xy = blurred(torch.cat([y, y * y, x * y], 1), window).chunk(3, 1)
-            means = mean_x * mean_y
-            cs = (2 * (mean_xy - means) + C2 / 255**2) / (variance_x + mean_yy - mean_y * mean_y + C2 / 255**2)
-            if k == len(self.scales) - 1:
-                cs = cs * (2 * means + C1 / 255**2) / (mean_x * mean_x + mean_y * mean_y + C1 / 255**2)
-            value = value * cs.mean().clamp(min=1e-3) ** weight
-        return value
-
-
-def gaussian(taps: int) -> Tensor:
-    at = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
-    window = torch.exp(-((at * WINDOW_TAPS / (WINDOW_SIGMA * taps)) ** 2) / 2)
-    return window / window.sum()
-
-
-def blurred(planes: Tensor, window: Tensor) -> Tensor:
-    """Planes [1, C, H, W] under the separable window, at its valid positions."""
-    count = planes.shape[1]
-    planes = planes.contiguous(memory_format=torch.channels_last)  # ten times as fast as single planes
-    down, across = (window.view(1, 1, *shape).expand(count, -1, -1, -1) for shape in ((-1, 1), (1, -1)))
-    return F.conv2d(F.conv2d(planes, down, groups=count), across, groups=count)
-
-
-def halved(planes: Tensor) -> Tensor:
-    """The mean of each 2x2 block; an odd last row or column is mirrored."""
-    _, _, height, width = planes.shape
-    return F.avg_pool2d(F.pad(planes, (0, width % 2, 0, height % 2), mode="replicate"), 2)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ratecontrol.refinement.rate import MSSSIM, Rate
+from metrics.msssim import MSSSIM
+from ratecontrol.refinement.rate import Rate
 from submission.codec import Codec
 from submission.config import PAD, ModelConfig
 from submission.entropy_coding import EntropyCoder
@@ -75,7 +76,7 @@ class Objective:
         x = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255
         self.height, self.width = picture.shape[:2]
         self.weight = lmbda * self.height * self.width
-        self.similarity = MSSSIM(x)
+        self.similarity = MSSSIM(x, joint_channels=True)
         assert isinstance(codec.entropy, EntropyCoder)
         self.rate = Rate(codec.config, codec.entropy).to(device)
         self.transforms = codec.transforms if device.type == "cpu" else copy.deepcopy(codec.transforms).to(device)

@@ -131,7 +131,7 @@ class _Batch:
         if ok is not None:
             update.mul_(ok)
         parts = self._unstack(self._rotate(update.to(g.dtype), back=True))
-        torch._foreach_add_(self.members, parts, alpha=-lr * second**0.5 / first)
+        torch._foreach_add_(list[Tensor](self.members), parts, alpha=-lr * second**0.5 / first)
 
     def _unstack(self, update: Tensor) -> list[Tensor]:
         shape = self.members[0].shape

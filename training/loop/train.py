@@ -90,7 +90,7 @@ class Learner:
         lmbda = self.lmbda_of(now.step)
         loss = loss_of(self.run(batch, noise, now.progress, lmbda), batch, stage, lmbda, in_warmup(stage, now))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, stage.clip)
         skip = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = skip  # type: ignore[union-attr]  # both look at it on the device
@@ -110,12 +110,13 @@ class Averages:
         values = torch.where(skip > 0, torch.zeros_like(values), values)
         self.sums = values if self.sums is None else self.sums + values
 
-    def take(self, world: World) -> list[float]:
+    def take(self, world: World) -> tuple[float, float, float, float, float]:
         """Loss, bits per pixel, those of z alone, distortion, gradient's norm, of all processes; starts anew."""
         assert self.sums is not None
         *sums, count = world.total(self.sums).tolist()
         self.sums = None
-        return [value / max(count, 1) for value in sums]
+        loss, bpp, z_bpp, distortion, norm = (value / max(count, 1) for value in sums)
+        return loss, bpp, z_bpp, distortion, norm
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
                     held_out = validate(network, stage, lmbda, pictures, device)
                     bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f} {held_out.psnr:.2f} dB"
                 if log:
-                    log.write(Line(step, pace.spent, now.progress, lr, *means, int(skipped)), held_out)
+                    log.write(Line(step, pace.spent, now.progress, lr, *means, skipped=int(skipped)), held_out)
             if not ended and time.monotonic() - saved_at > _checkpoint_seconds(stage):
                 save(done=False)
                 saved_at = time.monotonic()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from submission.config import ModelConfig
+from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.ladder import MANIFEST, Ladder, read_safetensors
 from submission.network import Network
@@ -80,6 +81,7 @@ def _from_weights(folder: Path, lmbda: float, model: ModelConfig) -> State:
     path = folder / str(entry["file"])
     tensors = read_safetensors(path, path.read_bytes())
     network = Network(model)
+    assert isinstance(network.entropy_model, EntropyModel)
     entropy = {k.removeprefix("entropy."): v for k, v in tensors.items() if k.startswith("entropy.")}
     with torch.random.fork_rng():
         dequantize_entropy_model(network.entropy_model, entropy)

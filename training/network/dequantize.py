@@ -119,7 +119,7 @@ def _fit_prior(prior: FactorizedPrior, table: Floats) -> None:
         bits = -torch.log2(prior.likelihood(values))[:, :, 0, 0].T
         loss = (probability * bits).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     if not torch.isfinite(loss):
         raise UserError("the prior of z in these weights cannot be fitted; start from a run folder instead")

@@ -166,11 +166,13 @@ def quantize_h_s(
     out: Tensors = {}
     layers = [layer for layer in h_s.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     shuffled = {k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)}
-    shuffled |= {layers.index(part[0]) for part in h_s if isinstance(part, Subpel)}
+    before_shuffle = {part[0] for part in h_s if isinstance(part, Subpel)}
+    shuffled |= {k for k, layer in enumerate(layers) if layer in before_shuffle}
     unit = np.ones(layers[0].in_channels)
     for k, layer in enumerate(layers):
         transposed = isinstance(layer, nn.ConvTranspose2d)
-        weight = patches_of(subpixel(layer) if transposed else ungrouped(layer), every_tap(3), unit)
+        kernel = subpixel(layer) if isinstance(layer, nn.ConvTranspose2d) else ungrouped(layer)
+        weight = patches_of(kernel, every_tap(3), unit)
         repeats = 4 if transposed else 1
         bias, largest = np.repeat(to_numpy(layer.bias), repeats), np.repeat(reach[layer], repeats)
         last = k == len(layers) - 1

@@ -125,7 +125,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # compiling once more for this would take longer than it
+@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]  # to compile anew would take longer
 def validate(network: Network | Trunk, stage: Stage, lmbda: float, pictures: Pictures, device: Device) -> HeldOut:
     """With real rounding and the real bound of sigma; a trunk at `lmbda`."""
     if isinstance(network, Trunk):

@@ -1,7 +1,5 @@
 """R + lambda D and the padding strategy (2020 paper, Algorithm 1)."""
 
-import functools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-#: MS-SSIM of Wang, Simoncelli and Bovik (2003): exponents of the scales, and the window's sigma and taps.
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-WINDOW_SIGMA, WINDOW_TAPS = 1.5, 11
-C1, C2 = 0.01**2, 0.03**2
-
-#: Negative factors are raised to this: at 0 the powers' slope is infinite, and one picture would spoil the step.
-SMALLEST_FACTOR = 1e-6
+from metrics.msssim import MSSSIM
 
 
 def rate(likelihood: Tensor, pixels: int) -> Tensor:
@@ -24,49 +16,13 @@ def rate(likelihood: Tensor, pixels: int) -> Tensor:
 
 
 def distortion(x: Tensor, x_hat: Tensor) -> Tensor:
-    """1 - MS-SSIM, of pictures [B, 3, H, W] in [0, 1] with sides over 160; negative factors count as almost 0.
-
-    Factors are per picture and channel. The windows are applied as products with banded matrices: no transfer to a GPU
-    and no TF32, in which the variances would drown, and twice as fast as depthwise convolutions on a CPU.
-    """
-    product = torch.ones((), device=x.device)
-    for scale, weight in enumerate(SCALE_WEIGHTS):
-        if scale:
-            x, x_hat = _halve(x), _halve(x_hat)
-        mean, square = _blur(torch.stack([x, x * x]))  # apart: no gradient goes there
-        mean_hat, square_hat, cross = _blur(torch.stack([x_hat, x_hat * x_hat, x * x_hat]))
-        covariance = cross - mean * mean_hat
-        variances = square - mean * mean + square_hat - mean_hat * mean_hat
-        factor = (2 * covariance + C2) / (variances + C2)
-        if scale == len(SCALE_WEIGHTS) - 1:
-            factor = factor * (2 * mean * mean_hat + C1) / (mean * mean + mean_hat * mean_hat + C1)
-        product = product * factor.mean((2, 3)).clamp(min=SMALLEST_FACTOR) ** weight
-    return 1 - product.mean()
+    """1 - MS-SSIM, of pictures [B, 3, H, W] in [0, 1] with sides over 160; the mean over pictures and channels."""
+    return 1 - MSSSIM(x, joint_channels=False)(x_hat)
 
 
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """Mean squared error of pictures in [0, 1], in the scale of 0..255 in which lambda is usually given."""
     return 255**2 * torch.mean((x - x_hat) ** 2)
-
-
-def _halve(x: Tensor) -> Tensor:
-    """2x2 box; an odd size repeats its last row or column, as the score does."""
-    return F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate"), 2)
-
-
-def _blur(v: Tensor) -> Tensor:
-    """Gaussian window at every valid position of [..., H, W]."""
-    return _window(v.shape[-2], v.device) @ (v @ _window(v.shape[-1], v.device).T)
-
-
-@functools.lru_cache(maxsize=256)
-def _window(size: int, device: torch.device) -> Tensor:
-    """[size - 10, size]: the window at each position."""
-    taps = [math.exp(-((k - WINDOW_TAPS // 2) ** 2) / (2 * WINDOW_SIGMA**2)) for k in range(WINDOW_TAPS)]
-    matrix = torch.zeros(size - WINDOW_TAPS + 1, size)
-    for k, tap in enumerate(taps):
-        matrix.diagonal(k).fill_(tap / sum(taps))
-    return matrix.to(device)
 
 
 @dataclass(frozen=True)
