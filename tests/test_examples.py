@@ -29,7 +29,7 @@ from submission.ladder import DEFAULT_WEIGHTS, MANIFEST
 from tests.conftest import ROOT, noise_picture
 from training import ladder, table2
 from training.loop import options
-from training.recipe import RECIPES
+from training.recipe import RECIPES, Recipe
 
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -97,12 +97,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if hasattr(module, "DEFAULT_WEIGHTS"):
             monkeypatch.setattr(module, "DEFAULT_WEIGHTS", three_models(tmp_path / "three models"))
     monkeypatch.setitem(RECIPES, "small", dataclasses.replace(RECIPES["tiny"].changed(steps=1), lambdas=(3.0,)))
+    stage = Recipe.stage  # the trunk's has many times the steps of the recipe's main stage
+    monkeypatch.setattr(Recipe, "stage", lambda recipe, name: dataclasses.replace(stage(recipe, name), steps=1))
     take = options.seconds
     monkeypatch.setattr(ladder, "seconds", lambda text: take(text) and None)  # else it would use what it is given
     monkeypatch.setattr(table2, "ROWS", table2.ROWS[:1])
 
     monkeypatch.setattr(
-        choices, "refine", lambda codec, picture, lmbda, _, device: refine(codec, picture, lmbda, 1, device)
+        choices, "refine", lambda codec, picture, lmbda, _, device: refine.refine(codec, picture, lmbda, 1, device)
     )
     for module in (compare, points):
         monkeypatch.setattr(module, "run_module", run_here)
