@@ -95,6 +95,6 @@ def test_submission_loads_nothing_that_the_decoder_lacks() -> None:
 
 
 def test_the_demo_needs_its_extra_alone() -> None:
-    """`make demo` and `make submission` install the extra `demo`: what the others bring is imported where it is used."""
+    """`make demo` and `make submission` install the extra `demo`: what others bring is imported where it is used."""
     found = loaded("import eval.demo, ratecontrol.measure, ratecontrol.allocate, ratecontrol.package")
     assert not found & {"safetensors", "tensorboard", "matplotlib", "distributed", "pytorch_msssim", "imageio_ffmpeg"}
