@@ -1,1 +1,1 @@
-import submission as submission  # before all else: it minds Ctrl-C while libraries are imported
+from submission import __version__ as __version__  # before all else: it minds Ctrl-C while libraries are imported

@@ -1,12 +1,18 @@
 """Laws of SOAP: Adam where there is nothing to rotate, blind to rotations where there is, exact about skipped steps."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop.soap import SOAP
+from tests.conftest import ROOT
+from training.loop.soap import SOAP, share_work
+from training.network.device import World
 
 
 def orthogonal(size: int, seed: int) -> Tensor:
@@ -121,3 +127,63 @@ def test_its_state_continues_bitwise() -> None:
             optimizer.step()
         state = optimizer.state_dict()
     assert torch.equal(weight.detach(), whole)
+
+
+SHAPES = [(6, 5), (6, 5), (4, 3, 3, 3), (7,), (9, 8, 1, 1), (2, 2), (8, 4, 3, 3)]
+
+
+def several_steps(world: World, state: dict[str, object] | None, first: int) -> tuple[list[Tensor], dict[str, object]]:
+    """Four steps of layers of all kinds from step `first` on, the same gradients in every process."""
+    layers = [nn.Parameter(torch.full(shape, float(first))) for shape in SHAPES]
+    optimizer = SOAP(layers, 0.1, interval=2, world=world)
+    if state:
+        optimizer.load_state_dict(state)
+    for step in range(first, first + 4):
+        generator = torch.Generator().manual_seed(step)
+        for layer in layers:
+            layer.grad = torch.randn(layer.shape, generator=generator)
+        optimizer.step()
+    return [layer.detach() for layer in layers], optimizer.state_dict()
+
+
+SCRIPT = """
+import sys, torch
+from tests.test_training_soap import several_steps
+from training.network.device import join_world
+with join_world() as world:
+    weights, state = several_steps(world, None, 0)
+    box = world.share(state)
+    more, _ = several_steps(world, box, 4)
+    torch.save([weights, more, state], f"{sys.argv[1]}/{world.rank}.pt")
+"""
+
+
+def test_processes_share_its_work_and_make_the_same_weights(tmp_path: Path) -> None:
+    """Bitwise, in every process; the first one's state is whole and continues, there and in one process."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    alone, state = several_steps(World(), None, 0)
+    more, _ = several_steps(World(), found[0][2], 4)
+    for weights, continued, _ in found:
+        assert all(torch.equal(a, b) for a, b in zip(weights, alone, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(continued, more, strict=True))
+    batches = state["batches"]
+    assert isinstance(batches, list) and len(found[0][2]["batches"]) == len(batches)
+    for kept, expected in zip(found[0][2]["batches"], batches, strict=True):
+        assert kept.keys() == expected.keys() and all(torch.equal(kept[k], expected[k]) for k in kept)
+
+
+def test_work_is_shared_evenly() -> None:
+    work = [9, 1, 5, 5, 2, 7, 3]
+    owners = [share_work(work, n) for n in (1, 2, 3)]
+    assert owners[0] == [0] * 7
+    for n, shares in enumerate(owners, 1):
+        loads = [sum(w for w, owner in zip(work, shares, strict=True) if owner == k) for k in range(n)]
+        assert sum(loads) == sum(work) and max(loads) - min(loads) <= 2

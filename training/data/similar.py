@@ -69,14 +69,14 @@ def find_copies(ours: list[Fingerprint], theirs: list[Fingerprint]) -> dict[int,
     if not ours or not theirs:
         return {}
     pixels = {f.pixels: k for k, f in reversed(list(enumerate(theirs)))}
-    distances = _distances([f.look for f in ours], [f.look for f in theirs])
-    copies = {k: int(distances[k].argmin()) for k in np.flatnonzero(distances.min(1) <= LARGEST_DISTANCE)}
+    apart = distances([f.look for f in ours], [f.look for f in theirs])
+    copies = {k: int(apart[k].argmin()) for k in np.flatnonzero(apart.min(1) <= LARGEST_DISTANCE)}
     return {int(k): j for k, j in copies.items()} | {
         k: pixels[f.pixels] for k, f in enumerate(ours) if f.pixels in pixels
     }
 
 
-def _distances(a: list[int], b: list[int]) -> NDArray[np.int64]:
+def distances(a: list[int], b: list[int]) -> NDArray[np.int64]:
     """[len(a), len(b)]: how many bits differ."""
     rows, columns = (np.array(v, np.uint64) for v in (a, b))
     return np.stack([np.bitwise_count(row ^ columns) for row in rows]).astype(np.int64)

@@ -9,7 +9,6 @@ import torch
 from submission.config import ModelConfig
 from submission.errors import UserError
 from submission.network import Network
-from training.loop.soap import SOAP
 from training.network.conditional import Trunk
 from training.recipe import Stage
 
@@ -17,7 +16,7 @@ from training.recipe import Stage
 def save_checkpoint(
     path: Path,
     network: Network | Trunk,
-    optimizer: torch.optim.Adam | SOAP,
+    optimizer: dict[str, Any],
     stage: Stage,
     lmbda: float,
     progress: dict[str, Any],
@@ -34,7 +33,7 @@ def save_checkpoint(
         **progress,
         "done": done,
         "network": {k: v.cpu() for k, v in network.state_dict().items()},
-        "optimizer": {} if done else optimizer.state_dict(),
+        "optimizer": optimizer,
     }
     part = path.with_suffix(".pt.part")
     try:

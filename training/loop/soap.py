@@ -7,7 +7,8 @@ ones, is left to Adam.
 
 Made for networks of many small layers on few cores: layers of one shape are one batch of matrices; kernels are not
 rotated; the averages live in the rotated space, so a step rotates twice; covariances are gathered every few steps
-and the eigenvectors follow by one step of orthogonal iteration every `interval` steps.
+and the eigenvectors follow by one step of orthogonal iteration every `interval` steps. Of several processes each does
+the work, and holds the averages, of its share of the layers.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from training.network.device import ALONE, World
 
 #: Sides of a layer above this have no covariance: a 1,024 x 1,024 eigenbasis costs more than it gains.
 LARGEST_SIDE = 1024
@@ -36,17 +39,20 @@ class SOAP:
         gather: int = 1,
         eps: float = 1e-8,
         bf16: bool = False,
+        world: World = ALONE,
     ) -> None:
         """`interval`: steps between bases; `gather`: between updates of the covariances; `bf16`: precision of the
-        rotations, for gradients that were computed in it."""
+        rotations, for gradients that were computed in it; `world`: processes that have the same gradients."""
         self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": lr}]
         self.betas, self.shampoo_beta, self.eps = betas, shampoo_beta, eps
         self.interval, self.gather, self.bf16 = interval, gather, bf16
         self.found_inf: Tensor | None = None
+        self.world = world
         shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for parameter in self.param_groups[0]["params"]:
             shapes.setdefault(tuple(parameter.shape), []).append(parameter)
         self.batches = [_Batch(members) for members in shapes.values()]
+        self.owners = share_work([batch.work for batch in self.batches], world.size)
         self.taken = 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -56,24 +62,44 @@ class SOAP:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of every parameter that has a gradient; all of one shape have one or none has."""
+        """One step of every parameter that has a gradient; all of one shape have one or none has. All processes call
+        it together."""
         lr = float(self.param_groups[0]["lr"])
         skip = self.found_inf
         if skip is not None and skip.device.type == "cpu":
             if skip:
                 return
             skip = None  # elsewhere whether to skip is not known to the host, and asking would wait
-        for batch in self.batches:
+        for batch in self._of(self.world.rank):
             batch.step(self, lr, None if skip is None else 1 - skip)
+        for rank in range(self.world.size):
+            self.world.spread([parameter for batch in self._of(rank) for parameter in batch.members], rank)
         self.taken += 1
 
+    def _of(self, rank: int) -> list["_Batch"]:
+        return [batch for batch, owner in zip(self.batches, self.owners, strict=True) if owner == rank]
+
     def state_dict(self) -> dict[str, Any]:
-        return {"taken": self.taken, "batches": [batch.state for batch in self.batches]}
+        """All processes call it together; the first one's is whole."""
+        parts = self.world.collect([batch.state for batch in self._of(self.world.rank)])
+        each = [iter(part) for part in parts]
+        states = [next(each[owner]) for owner in self.owners] if each else []
+        return {"taken": self.taken, "batches": [{k: v.cpu() for k, v in state.items()} for state in states]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken = int(state["taken"])
-        for batch, saved in zip(self.batches, state["batches"], strict=True):
-            batch.load(saved)
+        for batch, owner, saved in zip(self.batches, self.owners, state["batches"], strict=True):
+            if owner == self.world.rank:
+                batch.load(saved)
+
+
+def share_work(work: list[int], processes: int) -> list[int]:
+    """The process that each piece goes to: the largest first, each to the one that has least."""
+    loads, owners = [0] * processes, [0] * len(work)
+    for k in sorted(range(len(work)), key=lambda k: -work[k]):
+        owners[k] = loads.index(min(loads))
+        loads[owners[k]] += work[k]
+    return owners
 
 
 class _Batch:
@@ -84,12 +110,16 @@ class _Batch:
         shape = members[0].shape
         self.matrix = len(shape) in (2, 4)
         self.sides = [s for s in ("L", "R") if self.matrix and 1 < shape["LR".index(s)] <= LARGEST_SIDE]
+        #: About what a step of it takes: elements, and their products with eigenvectors.
+        ends = (shape[0], shape[1]) if self.matrix else (0, 0)
+        factors = sum(end for end, side in zip(ends, "LR", strict=True) if side in self.sides)
+        self.work = len(members) * members[0].numel() * (16 + factors)
         #: m and v; for each side its covariance and, as Q and its name, the eigenvectors.
         self.state: dict[str, Tensor] = {}
 
     def load(self, state: dict[str, Tensor]) -> None:
         device = self.members[0].device
-        self.state = {name: value.to(device) for name, value in state.items()}
+        self.state = {name: value.to(device, copy=True) for name, value in state.items()}
 
     def _stack(self, bf16: bool) -> Tensor | None:
         gradients = [p.grad for p in self.members if p.grad is not None]

@@ -35,12 +35,12 @@ def main(name: StageName, description: str) -> int:
     """The command line of stage `name`."""
     started = time.monotonic()
     script = {"main": "main_net"}.get(name, name)
-    example = "0.7 110" if name == "trunk" else "6"
+    example = "0.7 110 --run runs/trunk" if name == "trunk" else "6 --run runs/lambda_6"
     parser = argparse.ArgumentParser(
         prog=f"python -m training.{script}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example: python -m training.{script} --preset small --lmbda {example} --data photos --run runs/{name}",
+        epilog=f"example: python -m training.{script} --preset small --data photos --lmbda {example}",
     )
     add_options(parser)
     if name == "trunk":

@@ -59,7 +59,7 @@ class Learner:
         self.network, self.stage, self.lmbda, self.device, self.world = network, stage, lmbda, device, world
         self.optimizer: torch.optim.Adam | SOAP
         if stage.optimizer == "soap":
-            self.optimizer = SOAP(self.parameters, stage.lr, bf16=device.bf16)
+            self.optimizer = SOAP(self.parameters, stage.lr, bf16=device.bf16, world=world)
         else:
             self.optimizer = torch.optim.Adam(self.parameters, stage.lr, fused=True)
         self.run: nn.Module = Pass(network, stage, device)
@@ -154,9 +154,10 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
     pace = Pace(stage, begun, spent, started, world)
 
     def save(done: bool) -> None:
+        optimizer = {} if done else learner.optimizer.state_dict()  # of all processes together
         if world.first:
             reached = {"step": step, "skipped": int(skipped), "progress": now.progress, "seconds": pace.spent}
-            save_checkpoint(checkpoint, network, learner.optimizer, stage, lmbda, reached, done)
+            save_checkpoint(checkpoint, network, optimizer, stage, lmbda, reached, done)
 
     now = pace.at(step)
     bar = _Bar(stage, lmbda, now, world)
@@ -183,7 +184,7 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
                     bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f} {held_out.psnr:.2f} dB"
                 if log:
                     log.write(Line(step, pace.spent, now.progress, lr, *means, skipped=int(skipped)), held_out)
-            if not ended and time.monotonic() - saved_at > _checkpoint_seconds(stage):
+            if not ended and _save_agreed(saved_at, stage, world, step):
                 save(done=False)
                 saved_at = time.monotonic()
             if not ended and _stop_agreed(stopping, world, step):
@@ -195,6 +196,13 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
         log.close()
     save(done=True)
     world.wait()
+
+
+def _save_agreed(saved_at: float, stage: Stage, world: World, step: int) -> bool:
+    """Whether it is time for a checkpoint: several processes ask the first one now and then."""
+    if world.size > 1 and step % LOOK_EVERY:
+        return False
+    return bool(world.share(time.monotonic() - saved_at > _checkpoint_seconds(stage)))
 
 
 def _checkpoint_seconds(stage: Stage) -> float:

@@ -110,6 +110,25 @@ class World:
             for parameter in parameters:
                 distributed.broadcast(parameter.data, src=0)
 
+    def spread(self, parameters: list[nn.Parameter], source: int) -> None:
+        """Give all processes those of process `source`, in one transfer."""
+        if self.size == 1 or not parameters:
+            return
+        values = [parameter.data for parameter in parameters]
+        flat = torch.cat([value.reshape(-1) for value in values])
+        distributed.broadcast(flat, src=source)
+        if self.rank != source:
+            parts = flat.split([value.numel() for value in values])
+            torch._foreach_copy_(values, [part.view(value.shape) for part, value in zip(parts, values, strict=True)])
+
+    def collect(self, value: Any) -> list[Any]:
+        """What all processes pass, in order; on the first one alone, the others get an empty list."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size if self.first else None
+        distributed.gather_object(value, found, dst=0)
+        return found or []
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
