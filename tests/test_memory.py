@@ -58,7 +58,7 @@ def test_refused_in_one_line(
     weights = ("--weights", ladder_folder)
     assert call(encode.main, pictures, "-o", tmp_path, *weights).code == 0
     monkeypatch.setattr(memory, "free_bytes", lambda: 1e6)
-    done = call(encode.main, pictures, "-o", tmp_path / "more", *weights)
+    done = call(encode.main, pictures / "a.png", "-o", tmp_path / "more", *weights)
     assert_refused(done, "a.png", "encoding 240x192 takes about 0.", "0.0 GB are free", "split")
     assert not list((tmp_path / "more").iterdir())
     done = call(decode.main, tmp_path / "b.clic", "-o", tmp_path, *weights)

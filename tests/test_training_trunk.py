@@ -15,7 +15,7 @@ from training.loop.checkpoint import load_checkpoint
 from training.loop.stage import main, run_stage
 from training.loop.train import Learner
 from training.loop.warm_start import initial_weights
-from training.network.conditional import PACE, Tables, Trunk
+from training.network.conditional import Tables, Trunk
 from training.objective.forward import Pass, forward
 from training.objective.loss import Padded
 
@@ -67,7 +67,7 @@ def test_training_sees_what_is_folded() -> None:
 def test_tables_are_interpolated_in_log_lambda() -> None:
     tables = Tables(1, 1.0, 4.0)
     with torch.no_grad():
-        tables.scales.copy_((torch.tensor([[1.0], [2.0], [4.0]]) - 1) / PACE)
+        tables.scales.copy_(torch.tensor([[1.0], [2.0], [4.0]]))
     assert [round(tables.at(v)[0].item(), 4) for v in (0.1, 1, 2**0.5, 2, 2**1.5, 4, 9)] == [1, 1, 1.5, 2, 3, 4, 4]
 
 

@@ -16,22 +16,15 @@ from submission.network import Network
 #: Tables hold values at lambdas at most this factor apart; in between they are interpolated in log lambda.
 ANCHOR_RATIO = 2.0
 
-#: Scales and shifts are so many times what is stored: they move faster than weights do. A range of lambda of 200 wants
-#: latents that differ five times in scale, and a step of an optimiser like Adam moves every parameter alike.
-PACE = 5.0
-
 
 class Tables(nn.Module):
-    """Scale and shift of `channels` outputs at lambdas from `low` to `high`: the identity at first.
-
-    `scales` and `shifts` hold how far they are from it, over PACE.
-    """
+    """Scale and shift of `channels` outputs at lambdas from `low` to `high`: the identity at first."""
 
     def __init__(self, channels: int, low: float, high: float) -> None:
         super().__init__()
         count = 1 + max(1, math.ceil(math.log(high / low) / math.log(ANCHOR_RATIO)))
         self.low, self.span, self.last = math.log(low), math.log(high / low), count - 1
-        self.scales = nn.Parameter(torch.zeros(count, channels))
+        self.scales = nn.Parameter(torch.ones(count, channels))
         self.shifts = nn.Parameter(torch.zeros(count, channels))
 
     def at(self, lmbda: float) -> tuple[Tensor, Tensor]:
@@ -41,7 +34,7 @@ class Tables(nn.Module):
         scale, shift = (
             torch.lerp(table[below], table[below + 1], place - below) for table in (self.scales, self.shifts)
         )
-        return 1 + PACE * scale, PACE * shift
+        return scale, shift
 
 
 class Trunk(nn.Module):
