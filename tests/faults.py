@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,3 +102,14 @@ class Odd(Exception):
 
 def fail_oddly() -> None:
     raise Odd("not to be ", "pickled")
+
+
+def stop_one_and_end(process: subprocess.Popen[str], number: signal.Signals) -> str:
+    """Stop the first child of `process` and send it `number`; all of them end. What it said on stderr."""
+    every = children(process.pid)
+    os.kill(every[0], signal.SIGSTOP)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    for pid in every:
+        assert_gone(pid)
+    return errors

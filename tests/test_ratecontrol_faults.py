@@ -16,7 +16,7 @@ from ratecontrol.parallel.cluster import compute_there
 from submission import processes
 from submission.errors import UserError
 from tests.commands import call
-from tests.faults import ROOT, assert_gone, children, said, wait_for
+from tests.faults import ROOT, children, said, stop_one_and_end, wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -48,12 +48,7 @@ def test_a_table_survives_everything(tmp_path: Path, pictures: Path, ladder_fold
         before = len(rows(table))
         wait_for(lambda: process.poll() is not None or (len(rows(table)) > before and children(process.pid)))
         assert process.poll() is None, process.communicate()
-        every = children(process.pid)
-        os.kill(every[0], signal.SIGSTOP)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-        for pid in every:
-            assert_gone(pid)
+        errors = stop_one_and_end(process, number)
         return process.returncode, said(errors)
 
     first = start()

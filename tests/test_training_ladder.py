@@ -17,7 +17,7 @@ from submission.errors import UserError
 from submission.ladder import Ladder
 from submission.network import Network
 from tests.conftest import ROOT, noise_picture, untrained
-from tests.faults import assert_gone, children, said, wait_for
+from tests.faults import children, said, stop_one_and_end, wait_for
 from tests.training_kit import RECIPE, equal, run_all, session, weights
 from training.export import latents
 from training.ladder import Clock, LadderRun, run_name, train_ladder
@@ -67,13 +67,7 @@ def test_killed_jobs_end_with_the_weights_of_one_process(data: Path, tmp_path: P
         """Once `until` is there, stop a worker and send `number` to the command, which all ends; what it said."""
         wait_for(lambda: process.poll() is not None or (until.exists() and children(process.pid)))
         assert process.poll() is None, process.communicate()
-        every = children(process.pid)
-        os.kill(every[0], signal.SIGSTOP)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=120)
-        for pid in every:
-            assert_gone(pid)
-        return said(errors)
+        return said(stop_one_and_end(process, number))
 
     first = ladder(data, run, "--jobs", 2)
     wait_for(lambda: children(first.pid))
