@@ -52,18 +52,21 @@ class MSSSIM:
             if k == len(self.scales) - 1:
                 mean, mean_y = mean + self.centre, mean_y + self.centre
                 factor = factor * (2 * mean * mean_y + C1) / (mean * mean + mean_y * mean_y + C1)
+            if factor.requires_grad:
+                factor.register_hook(_laid_out)  # the mean's comes in another layout, in which all before would be slow
             product = product * factor.mean(self.mean_over).clamp(min=SMALLEST_FACTOR) ** weight
         return product.mean()
 
 
-def _blurred(*planes: Tensor) -> tuple[Tensor, ...]:
-    """Tensors [B, C, H, W] under the separable window, at its valid positions.
+def _laid_out(planes: Tensor) -> Tensor:
+    """Channels last are several times as fast on a CPU. On a GPU cuDNN would convolve them, in TF32, in which the
+    variances would drown; PyTorch's own kernels are exact."""
+    return planes.contiguous(memory_format=torch.contiguous_format if planes.is_cuda else torch.channels_last)
 
-    Channels last are several times as fast on a CPU. On a GPU they would be convolved by cuDNN, in TF32, in which the
-    variances would drown; PyTorch's own kernels are exact.
-    """
-    layout = torch.contiguous_format if planes[0].is_cuda else torch.channels_last
-    together = torch.cat(planes, 1).contiguous(memory_format=layout)
+
+def _blurred(*planes: Tensor) -> tuple[Tensor, ...]:
+    """Tensors [B, C, H, W] under the separable window, at its valid positions."""
+    together = _laid_out(torch.cat(planes, 1))
     count, taps = together.shape[1], min(clic.WINDOW_TAPS, *together.shape[2:])
     window = _window(taps, together.device, together.dtype)
     down, across = (window.view(1, 1, *shape).expand(count, 1, *shape) for shape in ((taps, 1), (1, taps)))

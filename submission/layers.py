@@ -78,8 +78,9 @@ class ResidualDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The skip picks every second sample before a stride-1 convolution: the same function as a 1x1 convolution of
-        # stride 2, whose channels_last backward pass is broken for few channels (oneDNN issue 6035).
-        result: Tensor = self.gdn(self.conv2(F.leaky_relu(self.conv1(x)))) + self.skip(x[:, :, ::2, ::2])
+        # stride 2, whose channels_last backward pass is broken for few channels (oneDNN issue 6035). Pooling picks as
+        # slices do, but its gradient keeps the layout: in another one all layers before it would be slow.
+        result: Tensor = self.gdn(self.conv2(F.leaky_relu(self.conv1(x)))) + self.skip(F.avg_pool2d(x, 1, 2))
         return result
 
 
