@@ -10,7 +10,9 @@ from submission.network import Network
 from tests.commands import call
 from tests.conftest import convolution
 from tests.training_kit import CPU, RECIPE, killed_after, photos, session, weights
+from training.loop import average
 from training.loop import train as loop
+from training.loop.average import Average
 from training.loop.checkpoint import load_checkpoint
 from training.loop.stage import main, run_stage
 from training.loop.train import Learner
@@ -115,3 +117,41 @@ def test_it_may_go_on_with_other_steps(tmp_path: Path, monkeypatch: pytest.Monke
     run_stage(RECIPE.model, dataclasses.replace(started, steps=4), 8.0, tmp_path, None, session())
     state = load_checkpoint(tmp_path / "trunk.pt", None, None, None)
     assert state["done"] and state["step"] == 4
+
+
+def test_before_its_end_others_start_from_the_mean_of_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise the same mean in a run that was killed and resumed; a finished one counts as it is."""
+    monkeypatch.setattr(average, "EVERY", 1)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    stage = dataclasses.replace(STAGE, steps=100)
+    for name, kills in (("whole", [5]), ("resumed", [2, 3])):
+        for steps in kills:
+            with monkeypatch.context() as patch, pytest.raises(ConnectionAbortedError):
+                killed_after(patch, steps)
+                (tmp_path / name).mkdir(exist_ok=True)
+                run_stage(RECIPE.model, stage, 8.0, tmp_path / name, None, session())
+    starts = [initial_weights(tmp_path / name, "main", 8.0, RECIPE.model) for name in ("whole", "resumed")]
+    assert all(torch.equal(v, starts[1][k]) for k, v in starts[0].items())
+    last = Trunk(RECIPE.model, 1.0, 64.0)
+    last.load_state_dict(weights(tmp_path / "whole" / "trunk.pt"))
+    assert not torch.equal(last.at(8.0).state_dict()["g_a.0.conv1.weight"], starts[0]["g_a.0.conv1.weight"])
+    run_stage(RECIPE.model, dataclasses.replace(stage, steps=6), 8.0, tmp_path / "whole", None, session())
+    last.load_state_dict(weights(tmp_path / "whole" / "trunk.pt"))
+    ended = initial_weights(tmp_path / "whole", "main", 8.0, RECIPE.model)
+    assert all(torch.equal(v, ended[k]) for k, v in last.at(8.0).state_dict().items())
+
+
+def test_the_mean_reaches_back_over_a_tenth_of_the_steps() -> None:
+    """Of a weight that rises evenly it is what the weight was about a tenth of the steps before; while it is in place
+    nothing of the network's own is lost."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    mean, steps = Average(network), 20_000
+    for step in range(1, steps + 1):
+        network.weight.data.fill_(step)
+        mean.add(step)
+    with mean.in_place():
+        seen = network.weight.item()
+    assert network.weight.item() == steps
+    assert 0.85 * steps < seen < 0.95 * steps

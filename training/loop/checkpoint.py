@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from submission.config import ModelConfig
 from submission.errors import UserError
@@ -24,7 +25,7 @@ def save_checkpoint(
 ) -> None:
     """Write to a temporary name, then rename: the last good checkpoint survives a full disk and a kill.
 
-    `progress`: `step`, `skipped` (steps that were not finite), `seconds` spent on the stage.
+    `progress`: `step`, `skipped` (steps that were not finite), `seconds` spent on the stage, the weights' `average`.
     """
     state = {
         "config": network.config.to_json(),
@@ -67,6 +68,11 @@ def load_checkpoint(path: Path, config: ModelConfig | None, stage: Stage | None,
     if lmbda is not None and state["lmbda"] != lmbda:
         raise UserError(f"{path}: made for lambda {state['lmbda']:g}, not {lmbda:g}; use another run folder")
     return state
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's state in a checkpoint: with the mean of the weights if it has one, as unfinished flat stages do."""
+    return {**state["network"], **state.get("average", {})}
 
 
 def _differences(saved: dict[str, Any], stage: Stage) -> list[str]:

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from submission.errors import UserError
 from submission.network import Network
 from training.data.crops import Crops
 from training.data.pictures import Pictures
+from training.loop.average import Average
 from training.loop.checkpoint import load_checkpoint, save_checkpoint
 from training.loop.log import Line, Log
 from training.loop.schedule import LOOK_EVERY, Moment, Pace, in_warmup, learning_rate
@@ -147,6 +148,9 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
     learner = Learner(network, stage, lmbda, device, world)
     if state:
         learner.optimizer.load_state_dict(state["optimizer"])
+    average = None
+    if stage.schedule == "flat" and world.first:
+        average = Average(network, state.get("average") if state else None)
     before = state or {"step": 0, "skipped": 0}
     step = int(before["step"])
     skipped = torch.full((), float(before["skipped"]), device=device.name)
@@ -157,7 +161,8 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
         optimizer = {} if done else learner.optimizer.state_dict()  # of all processes together
         if world.first:
             reached = {"step": step, "skipped": int(skipped), "progress": now.progress, "seconds": pace.spent}
-            save_checkpoint(checkpoint, network, optimizer, stage, lmbda, reached, done)
+            mean = {"average": average.state_dict()} if average and not done else {}
+            save_checkpoint(checkpoint, network, optimizer, stage, lmbda, {**reached, **mean}, done)
 
     now = pace.at(step)
     bar = _Bar(stage, lmbda, now, world)
@@ -173,6 +178,8 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
             step += 1
             if step % LOG_EVERY == 0:
                 world.align(learner.parameters)
+            if average:
+                average.add(step)
             now = pace.at(step)
             ended = now.progress >= 1
             if bar.show(now, loss):
@@ -180,7 +187,8 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
             if step % LOG_EVERY == 0 or ended:
                 means, held_out = averages.take(world), None
                 if world.first and (step % VALIDATE_EVERY == 0 or ended):
-                    held_out = validate(network, stage, lmbda, pictures, device)
+                    with average.in_place() if average and not ended else nullcontext():
+                        held_out = validate(network, stage, lmbda, pictures, device)
                     bar.quality = f", held out {held_out.bpp:.3f} bpp {held_out.msssim:.4f} {held_out.psnr:.2f} dB"
                 if log:
                     log.write(Line(step, pace.spent, now.progress, lr, *means, skipped=int(skipped)), held_out)

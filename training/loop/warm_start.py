@@ -11,7 +11,7 @@ from submission.entropy_model import EntropyModel
 from submission.errors import UserError
 from submission.ladder import MANIFEST, Ladder, read_safetensors
 from submission.network import Network
-from training.loop.checkpoint import is_done, load_checkpoint
+from training.loop.checkpoint import is_done, load_checkpoint, weights_of
 from training.network.conditional import Trunk
 from training.network.dequantize import dequantize_entropy_model, state_of
 from training.recipe import STAGES, StageName
@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelConfig) -> State:
     """State of the whole network, for `stage` at `lmbda`. `folder` is one of
 
-    * a run folder of a trunk: the trunk at `lmbda`, finished or not;
+    * a run folder of a trunk: the trunk at `lmbda`, the mean of its last weights if it is not finished;
     * a run folder of one model: its `stage`, or its newest finished stage if it has not got that one;
     * a ladder's run folder: the newest finished stage of the nearest lambda;
     * a folder of weights, as `training.export` writes them: the model of the nearest lambda.
@@ -55,14 +55,13 @@ def _nearest(lambdas: list[float], lmbda: float) -> float:
 
 
 def _state(path: Path, model: ModelConfig) -> State:
-    state: State = load_checkpoint(path, model, None, None)["network"]
-    return state
+    return weights_of(load_checkpoint(path, model, None, None))
 
 
 def _from_trunk(path: Path, lmbda: float, model: ModelConfig) -> State:
     saved = load_checkpoint(path, model, None, None)
     trunk = Trunk(model, *saved["stage"]["lambdas"])
-    trunk.load_state_dict(saved["network"])
+    trunk.load_state_dict(weights_of(saved))
     return trunk.at(lmbda).state_dict()
 
 
