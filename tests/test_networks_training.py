@@ -111,7 +111,7 @@ def test_recipes_of_two_stages() -> None:
                 recipe.stage("joint")
     main, hard = RECIPES["elic-zero"].stages
     assert (main.steps, hard.steps, main.lr, main.crop, main.batch) == (450 * 2500, 100 * 2500, 1e-4, 256, 8)
-    made = tasks(tiny_recipe("charm"), False)
+    made = tasks(tiny_recipe("charm"), "random")
     assert [(t.lmbda, t.stage.name, t.needs) for t in made] == [
         (0.013, "main", ()),
         (0.013, "hard", ((0.013, "main"),)),

@@ -15,7 +15,7 @@ from tests.training_kit import RECIPE, session
 from training.data.crops import Crops
 from training.loop import train as loop
 from training.loop.options import seconds
-from training.loop.plan import PLANNED, makespan, ready, share_time, tasks
+from training.loop.plan import PLANNED, Start, makespan, ready, share_time, tasks
 from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
 from training.loop.train import train
 from training.recipe import RECIPES, Stage
@@ -132,7 +132,7 @@ def test_other_times_are_refused(text: str) -> None:
 
 def test_a_ladder_shares_its_time_by_steps() -> None:
     """One after the other, everything together takes the planned part of the budget."""
-    work = tasks(RECIPES["base"], warm=False)
+    work = tasks(RECIPES["base"], "random")
     shares = share_time(work, {}, 1, 1500.0)
     assert sum(shares.values()) == pytest.approx(PLANNED * 1500)
     assert shares[10.0, "main"] / shares[10.0, "hard"] == pytest.approx(60_000 / 8_000)
@@ -140,9 +140,9 @@ def test_a_ladder_shares_its_time_by_steps() -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4, 40])
-@pytest.mark.parametrize("warm", [False, True])
-def test_a_plan_for_several_jobs_takes_the_budget_and_breaks_no_need(jobs: int, warm: bool) -> None:
-    work = tasks(RECIPES["base"], warm)
+@pytest.mark.parametrize("begins_with", ["random", "models", "trunk"])
+def test_a_plan_for_several_jobs_takes_the_budget_and_breaks_no_need(jobs: int, begins_with: Start) -> None:
+    work = tasks(RECIPES["base"], begins_with)
     shares = share_time(work, {work[0].key: 0.5}, jobs, 1000.0)
     assert makespan(work, shares, jobs) == pytest.approx(PLANNED * 1000, rel=0.05)  # ties may fall otherwise
     assert sum(shares.values()) <= jobs * 1000
@@ -150,7 +150,7 @@ def test_a_plan_for_several_jobs_takes_the_budget_and_breaks_no_need(jobs: int, 
 
 def test_each_task_needs_the_stage_before_and_its_neighbours() -> None:
     """Whatever the number of jobs, a task starts after everything that it loads is there."""
-    work = tasks(RECIPES["small"], warm=False)
+    work = tasks(RECIPES["small"], "random")
     needs = {task.key: set(task.needs) for task in work}
     assert needs[6.0, "main"] == set() and needs[6.0, "joint"] == {(6.0, "post_filter")}
     assert needs[12.0, "main"] == {(6.0, "main")}
@@ -160,4 +160,15 @@ def test_each_task_needs_the_stage_before_and_its_neighbours() -> None:
         assert needs[task.key] <= done
         done.add(task.key)
     assert [t.key for t in ready(work, {t.key for t in work}, 9)] == [(6.0, "main")]
-    assert all(not t.needs for t in tasks(RECIPES["small"], warm=True) if t.stage.name == "main")
+    assert all(not t.needs for t in tasks(RECIPES["small"], "models") if t.stage.name == "main")
+
+
+def test_behind_a_trunk_only_post_filters_come_from_neighbours() -> None:
+    """A trunk has none: the base's is trained at length, the others go on from their neighbour's."""
+    recipe = RECIPES["small"]
+    work = {task.key: task for task in tasks(recipe, "trunk")}
+    assert all((task.neighbour is None) == (key[1] != "post_filter" or key[0] == 6.0) for key, task in work.items())
+    assert work[12.0, "post_filter"].needs == ((12.0, "main"), (6.0, "post_filter"))
+    assert work[6.0, "post_filter"].stage.steps == recipe.stages[1].steps
+    assert work[12.0, "post_filter"].stage.steps == recipe.neighbour[1]
+    assert {work[lmbda, "main"].stage.steps for lmbda in recipe.lambdas} == {recipe.neighbour[0]}

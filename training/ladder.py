@@ -14,7 +14,7 @@ from submission.files import make_folder, write_bytes
 from training.loop.checkpoint import load_checkpoint
 from training.loop.jobs import Launched, run_side_by_side
 from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
-from training.loop.plan import Key, Task, share_time, tasks
+from training.loop.plan import Key, Start, Task, share_time, tasks
 from training.loop.stage import run_stage
 from training.loop.train import Session
 from training.network.device import ALONE, World, join_world
@@ -78,6 +78,12 @@ class LadderRun:
     def folder(self, lmbda: float) -> Path:
         return self.root / run_name(lmbda)
 
+    @property
+    def begins_with(self) -> Start:
+        if self.init is None:
+            return "random"
+        return "trunk" if (self.init / "trunk.pt").exists() else "models"
+
     def start_of(self, task: Task) -> Path | None:
         """The folder that `task` starts from, besides its own."""
         if task.neighbour is not None:
@@ -110,7 +116,7 @@ class LadderRun:
 
 def train_ladder(ladder: LadderRun, session: Session) -> None:
     """One task after the other, in this process."""
-    pending = [task for task in tasks(ladder.recipe, ladder.init is not None) if not ladder.progress(task)[2]]
+    pending = [task for task in tasks(ladder.recipe, ladder.begins_with) if not ladder.progress(task)[2]]
 
     def tick(_: float) -> None:
         if session.world.first:
@@ -128,7 +134,7 @@ def train_ladder(ladder: LadderRun, session: Session) -> None:
 
 def train_side_by_side(ladder: LadderRun, options: argparse.Namespace) -> None:
     """`jobs` tasks at a time, each in a process of its own."""
-    every = tasks(ladder.recipe, ladder.init is not None)
+    every = tasks(ladder.recipe, ladder.begins_with)
     pending = [task for task in every if not ladder.progress(task)[2]]
     bar = Progress("ladder, stages", len(every), len(every) - len(pending))
     ends: dict[Key, tuple[float, float]] = {}  # when each task should end, and the seconds it was given
@@ -175,7 +181,9 @@ def main() -> int:
     add_options(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; an unfinished one is continued")
     parser.add_argument("--lmbda", type=float, nargs="+", help="lambdas instead of the recipe's, the base among them")
-    parser.add_argument("--init", type=Path, help="start every model from the nearest one of a ladder: run or weights")
+    parser.add_argument(
+        "--init", type=Path, help="start every model from a trunk, or from the nearest one of a ladder: run or weights"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="models to train side by side on one device (default 1)")
     options = parser.parse_args()
     if options.jobs < 1:

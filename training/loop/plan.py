@@ -4,6 +4,7 @@ import dataclasses
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from training.recipe import STAGES, Recipe, Stage, StageName
 
@@ -11,6 +12,9 @@ from training.recipe import STAGES, Recipe, Stage, StageName
 PLANNED = 0.98
 
 Key = tuple[float, StageName]
+
+#: What a ladder starts from: random weights, other models, or a trunk, which has no post-filter.
+Start = Literal["random", "models", "trunk"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ def order(lambdas: tuple[float, ...], base: float) -> list[tuple[float, float | 
     return pairs
 
 
-def tasks(recipe: Recipe, warm: bool) -> list[Task]:
-    """All stages of all lambdas, so that a usable ladder exists early and grows; `warm`: every model starts from a
-    trained one, none from its neighbour.
+def tasks(recipe: Recipe, begins_with: Start) -> list[Task]:
+    """All stages of all lambdas, so that a usable ladder exists early and grows. The base starts with random weights
+    and the others with their neighbour's, or all with those of other models or of a trunk; behind a trunk the
+    post-filters alone come from random weights and neighbours.
 
     Each has crops of its own, since a model has seen those of the models that it comes from. A stage needs the one
     before it; the first two also those of the neighbour that they start from. So a neighbour's
@@ -53,11 +58,12 @@ def tasks(recipe: Recipe, warm: bool) -> list[Task]:
     """
     found = []
     for place, (lmbda, neighbour) in enumerate(order(recipe.lambdas, recipe.base)):
-        start = None if warm else neighbour
         for k, stage in enumerate(recipe.stages):
             name = stage.name
+            given = begins_with == "models" or (begins_with == "trunk" and name != "post_filter")
+            start = None if given else neighbour
             stage = dataclasses.replace(stage, seed=stage.seed + place * len(STAGES) + k)
-            if warm or neighbour is not None:
+            if given or neighbour is not None:
                 lr = min(stage.lr, 5e-4)
                 stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0)
             before: list[Key] = [(lmbda, recipe.stages[k - 1].name)] if k else []
