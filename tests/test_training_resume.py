@@ -83,6 +83,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     assert "nan" not in line
 
 
+def test_a_stage_without_a_finite_step_ends_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of going on to an end that later stages would start from."""
+    at = Crops.at
+    monkeypatch.setattr(Crops, "at", lambda self, step: at(self, step) * float("nan"))
+    with pytest.raises(UserError, match="no step since the last line of the log was finite; --overwrite begins"):
+        train_main(dataclasses.replace(RECIPE.stage("main"), steps=3), tmp_path)
+    assert not (tmp_path / "main.pt").exists()
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = dataclasses.replace(RECIPE.stage("main"), steps=4)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", (0.0, 0.0))

@@ -187,3 +187,18 @@ def test_work_is_shared_evenly() -> None:
     for n, shares in enumerate(owners, 1):
         loads = [sum(w for w, owner in zip(work, shares, strict=True) if owner == k) for k in range(n)]
         assert sum(loads) == sum(work) and max(loads) - min(loads) <= 2
+
+
+def test_layers_whose_gradient_is_mostly_zero_stay_finite() -> None:
+    """Of such matrices, dead units behind them, one in 25 has no eigenvectors in single precision, says LAPACK."""
+    generator = torch.Generator().manual_seed(1)
+    layers = []
+    for alive in torch.randint(1, 20, (300,), generator=generator).tolist():
+        layer = nn.Parameter(torch.ones(48, 24, 3, 3))
+        layer.grad = torch.zeros_like(layer)
+        rows = torch.randperm(48, generator=generator)[:alive]
+        sizes = 10 ** (-1 - 8 * torch.rand(alive, 1, 1, 1, generator=generator))
+        layer.grad[rows] = sizes * torch.randn(alive, 24, 3, 3, generator=generator)
+        layers.append(layer)
+    SOAP(layers, 1e-3).step()
+    assert all(torch.isfinite(layer).all() for layer in layers)

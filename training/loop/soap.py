@@ -185,7 +185,8 @@ class _Batch:
         for side in self.sides:
             covariance, name = state[side], f"Q{side}"
             if name not in state:
-                state[name] = torch.linalg.eigh(covariance)[1].flip(2)
+                # in double precision: in single, LAPACK finds NaN for small matrices whose rows are mostly zero
+                state[name] = torch.linalg.eigh(covariance.double())[1].flip(2).to(covariance.dtype)
                 continue
             old[side] = q = state[name]
             order = (q * (covariance @ q)).sum(1).argsort(1, descending=True)  # orthogonal iteration wants this order

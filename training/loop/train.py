@@ -112,11 +112,17 @@ class Averages:
         self.sums = values if self.sums is None else self.sums + values
 
     def take(self, world: World) -> tuple[float, float, float, float, float]:
-        """Loss, bits per pixel, those of z alone, distortion, gradient's norm, of all processes; starts anew."""
+        """Loss, bits per pixel, those of z alone, distortion, gradient's norm, of all processes; starts anew.
+        UserError if all steps were skipped: such a stage would go on to its end and be worth nothing."""
         assert self.sums is not None
         *sums, count = world.total(self.sums).tolist()
         self.sums = None
-        loss, bpp, z_bpp, distortion, norm = (value / max(count, 1) for value in sums)
+        if not count:
+            raise UserError(
+                "no step since the last line of the log was finite; --overwrite begins the stage again, perhaps with "
+                "another --seed or, if that fails too, --precision fp32"
+            )
+        loss, bpp, z_bpp, distortion, norm = (value / count for value in sums)
         return loss, bpp, z_bpp, distortion, norm
 
 
