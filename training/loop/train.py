@@ -112,17 +112,11 @@ class Averages:
         self.sums = values if self.sums is None else self.sums + values
 
     def take(self, world: World) -> tuple[float, float, float, float, float]:
-        """Loss, bits per pixel, those of z alone, distortion, gradient's norm, of all processes; starts anew.
-        UserError if all steps were skipped: such a stage would go on to its end and be worth nothing."""
+        """Loss, bits per pixel, those of z alone, distortion, gradient's norm, of all processes; starts anew."""
         assert self.sums is not None
         *sums, count = world.total(self.sums).tolist()
         self.sums = None
-        if not count:
-            raise UserError(
-                "no step since the last line of the log was finite; --overwrite begins the stage again, perhaps with "
-                "another --seed or, if that fails too, --precision fp32"
-            )
-        loss, bpp, z_bpp, distortion, norm = (value / count for value in sums)
+        loss, bpp, z_bpp, distortion, norm = (value / max(count, 1) for value in sums)
         return loss, bpp, z_bpp, distortion, norm
 
 
@@ -161,6 +155,7 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
     step = int(before["step"])
     skipped = torch.full((), float(before["skipped"]), device=device.name)
     begun, spent = (float(before.get(name, 0.0)) for name in ("progress", "seconds"))
+    lost = int(before["skipped"])
     pace = Pace(stage, begun, spent, started, world)
 
     def save(done: bool) -> None:
@@ -192,6 +187,12 @@ def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, sessi
                 session.report(now.progress)
             if step % LOG_EVERY == 0 or ended:
                 means, held_out = averages.take(world), None
+                lost, lost_before = int(skipped), lost
+                if lost == step or lost - lost_before == LOG_EVERY:  # its end would be worth nothing
+                    raise UserError(
+                        "no step since the last line of the log was finite; --overwrite begins the stage again, "
+                        "perhaps with another --seed or, if that fails too, --precision fp32"
+                    )
                 if world.first and (step % VALIDATE_EVERY == 0 or ended):
                     with average.in_place() if average and not ended else nullcontext():
                         held_out = validate(network, stage, lmbda, pictures, device)
