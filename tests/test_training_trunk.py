@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from submission.errors import UserError
 from submission.network import Network
 from tests.commands import call
 from tests.conftest import convolution
@@ -155,3 +156,17 @@ def test_the_mean_reaches_back_over_a_tenth_of_the_steps() -> None:
         seen = network.weight.item()
     assert network.weight.item() == steps
     assert 0.85 * steps < seen < 0.95 * steps
+
+
+def test_a_trunk_starts_from_another_of_the_same_range(tmp_path: Path) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    run_stage(RECIPE.model, STAGE, 8.0, tmp_path / "first", None, session())
+    still = dataclasses.replace(STAGE, lr=0.0, steps=1)
+    run_stage(RECIPE.model, still, 8.0, tmp_path / "second", tmp_path / "first", session())
+    first, second = (weights(tmp_path / folder / "trunk.pt") for folder in ("first", "second"))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    (tmp_path / "third").mkdir()
+    other = dataclasses.replace(STAGE, lambdas=(1.0, 32.0))
+    with pytest.raises(UserError, match="first: a trunk for lambda 1 to 64; give --lmbda 1 64"):
+        run_stage(RECIPE.model, other, 8.0, tmp_path / "third", tmp_path / "first", session())

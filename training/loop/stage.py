@@ -21,7 +21,7 @@ from training.data.pictures import Pictures
 from training.loop.checkpoint import load_checkpoint
 from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
 from training.loop.train import Session, train
-from training.loop.warm_start import initial_weights
+from training.loop.warm_start import initial_trunk, initial_weights
 from training.network.conditional import Trunk
 from training.network.device import join_world
 from training.recipe import STAGES, Stage, StageName
@@ -29,6 +29,9 @@ from training.recipe import STAGES, Stage, StageName
 #: Crops kept with a run, from which `training.export` takes the ranges of activations.
 CALIBRATION = "calibration.npy"
 CALIBRATION_CROPS = 16
+
+#: Stages that can start from weights of another run.
+STARTERS: tuple[StageName, ...] = ("trunk", "main", "post_filter")
 
 
 def main(name: StageName, description: str) -> int:
@@ -50,8 +53,9 @@ def main(name: StageName, description: str) -> int:
     else:
         parser.add_argument("--lmbda", type=float, required=True, help="weight of the distortion against the rate")
     parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and logs")
-    if name in ("main", "post_filter"):
-        parser.add_argument("--init", type=Path, help="start from a model: a run folder, a ladder's, or weights")
+    if name in STARTERS:
+        what = "another trunk: its run folder" if name == "trunk" else "a model: a run folder, a ladder's, or weights"
+        parser.add_argument("--init", type=Path, help=f"start from {what}")
     parser.add_argument("--steps", type=int, help="optimiser steps instead of the recipe's")
     parser.add_argument("--seed", type=int, help="of crops and noise (default 1); another one for further training")
     again = parser.add_mutually_exclusive_group()
@@ -65,7 +69,7 @@ def main(name: StageName, description: str) -> int:
         raise UserError(f"--steps {options.steps}: must be at least 1")
     check_batch(options.batch)
 
-    init = options.init if name in ("main", "post_filter") else None
+    init = options.init if name in STARTERS else None
     recipe = recipe_of(options)
     stage = dataclasses.replace(_with_options(recipe.stage(name), options, init), lambdas=span)
     checkpoint = make_folder(options.run) / f"{name}.pt"
@@ -108,8 +112,8 @@ def run_stage(
 ) -> None:
     """Train one stage in `run`, from its checkpoint if there is one.
 
-    The main network starts from a model of `init`, or at random; the others start from the stage before in `run`, the
-    post-filter's own weights from `init` if there is one (`training.loop.warm_start` tells what `init` may be).
+    Trunk and main network start from a model of `init`, or at random; the others start from the stage before in `run`,
+    the post-filter's own weights from `init` if there is one (`training.loop.warm_start` tells what `init` may be).
     """
     started = time.monotonic() if started is None else started
     if not session.world.first:
@@ -126,11 +130,13 @@ def run_stage(
 
 def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None) -> Network | Trunk:
     torch.manual_seed(stage.seed)
-    if stage.lambdas:
-        return Trunk(model, *stage.lambdas)
-    network = Network(model)
+    network = Trunk(model, *stage.lambdas) if stage.lambdas else Network(model)
     if (run / f"{stage.name}.pt").exists():
         return network  # `train` loads it
+    if isinstance(network, Trunk):
+        if init is not None and stage.lambdas is not None:
+            network.load_state_dict(initial_trunk(init, stage.lambdas, model))
+        return network
     earlier = stage_before(stage.name, model, run)
     if earlier is not None:
         before = load_checkpoint(run / f"{earlier}.pt", model, None, lmbda)

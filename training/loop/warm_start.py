@@ -45,6 +45,15 @@ def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelCo
     return _state(found[_nearest(list(found), lmbda)], model)
 
 
+def initial_trunk(folder: Path, lambdas: tuple[float, float], model: ModelConfig) -> State:
+    """State of the trunk in the run folder `folder`, for another one of the same range; UserError if it is none."""
+    saved = load_checkpoint(folder / "trunk.pt", model, None, None)
+    low, high = saved["stage"]["lambdas"]
+    if (low, high) != lambdas:
+        raise UserError(f"--init {folder}: a trunk for lambda {low:g} to {high:g}; give --lmbda {low:g} {high:g}")
+    return weights_of(saved)
+
+
 def finished_stage(folder: Path) -> Path | None:
     """The checkpoint of the last finished stage of one model."""
     return next((p for stage in reversed(STAGES) if is_done(p := folder / f"{stage}.pt")), None)
