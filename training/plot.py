@@ -1,8 +1,10 @@
-"""Draw the curves of a run: loss, held-out rate and quality of every lambda, and the rate-distortion curve so far."""
+"""Draw the curves of a run: loss, held-out rate and quality of every lambda, the rate-distortion curve so far, and what
+was minimised, J = R + lambda D, against hours, with what another day would make of it if its slope stayed."""
 
 import argparse
 import csv
 import importlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,29 @@ from training.recipe import STAGES
 
 Row = dict[str, float]
 
+#: Share of a run's points, the last ones, whose slope is drawn on for a day.
+RECENT = 0.3
+
 
 @dataclass(frozen=True)
 class Curve:
-    """The log of one model, its stages one after the other; `step` counts on, `stages` tells where each begins."""
+    """The log of one model, its stages one after the other; `step` and `seconds` count on, `stages` tells where each
+    begins. A trunk's lambda is the one that it is validated at."""
 
     name: str
     lmbda: float
+    metric: str
     rows: list[Row]
     stages: dict[str, float]
+
+    def costs(self) -> list[tuple[float, float]]:
+        """(hours, held-out R + lambda D) wherever it was validated."""
+        found = []
+        for row in self.rows:
+            if not math.isnan(row.get("val_bpp", math.nan)):
+                lost = 255**2 / 10 ** (row["val_psnr"] / 10) if self.metric == "mse" else 1 - row["val_msssim"]
+                found.append((row["seconds"] / 3600, row["val_bpp"] + self.lmbda * lost))
+        return found
 
 
 def main() -> int:
@@ -53,19 +69,29 @@ def read_curves(root: Path) -> list[Curve]:
 def _curve(folder: Path) -> Curve:
     rows: list[Row] = []
     stages: dict[str, float] = {}
-    name = folder.name.removeprefix("lambda_")
-    for stage in STAGES:
+    lmbda, metric = math.nan, "ms-ssim"
+    for stage in ("trunk", *STAGES):
         path = folder / f"{stage}.csv"
         if path.exists():
-            before = rows[-1]["step"] if rows else 0.0
-            stages[stage] = before
+            last = rows[-1] if rows else {"step": 0.0, "seconds": 0.0}
+            stages[stage] = last["step"]
             with path.open(newline="") as file:
-                rows += [{**_numbers(line), "step": before + float(line["step"])} for line in csv.DictReader(file)]
+                lines = [_numbers(line) for line in csv.DictReader(file)]
+            rows += [{**line, **{name: last[name] + line[name] for name in ("step", "seconds")}} for line in lines]
+            lmbda, metric = _record(folder / f"{stage}.json", lmbda, metric)
+    name = "trunk" if "trunk" in stages else f"{lmbda:g}"
+    return Curve(name, lmbda, metric, rows, stages)
+
+
+def _record(path: Path, lmbda: float, metric: str) -> tuple[float, str]:
+    """Lambda and metric of a stage's record, or those given where it has none."""
     try:
-        lmbda = float(name)
-    except ValueError:
-        lmbda = math.nan
-    return Curve(name, lmbda, rows, stages)
+        record = json.loads(path.read_bytes())
+        return float(record["lmbda"]), str(record["stage"]["metric"])
+    except FileNotFoundError:
+        return lmbda, metric
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not the record of a stage") from None
 
 
 def _numbers(line: dict[str, str]) -> Row:
@@ -75,11 +101,12 @@ def _numbers(line: dict[str, str]) -> Row:
 def draw(curves: list[Curve], output: Path) -> None:
     """Write the picture of `curves`."""
     try:
-        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 8.5), layout="constrained")
+        figure = importlib.import_module("matplotlib.figure").Figure(figsize=(17, 8.5), layout="constrained")
         colours = importlib.import_module("matplotlib").colormaps["viridis"]
     except ImportError:
         raise UserError("matplotlib is not installed: pip install matplotlib") from None
-    (loss, bpp), (quality, plane) = figure.subplots(2, 2)
+    placed = figure.subplot_mosaic([["loss", "bpp", "cost"], ["quality", "plane", "cost"]])
+    loss, bpp, quality, plane, cost = (placed[name] for name in ("loss", "bpp", "quality", "plane", "cost"))
     shades = {c.name: colours(0.92 * k / max(len(curves) - 1, 1)) for k, c in enumerate(curves)}
     for curve in curves:
         shade = shades[curve.name]
@@ -89,11 +116,13 @@ def draw(curves: list[Curve], output: Path) -> None:
     for axes, title in ((loss, "training loss"), (bpp, "held-out rate, bpp"), (quality, "held-out MS-SSIM, dB")):
         axes.set(title=title, xlabel="step")
         for begin in max(curves, key=lambda c: c.rows[-1]["step"]).stages.values():
-            axes.axvline(begin, color="0.85", linewidth=1, zorder=0)
+            if begin:
+                axes.axvline(begin, color="0.85", linewidth=1, zorder=0)
     loss.set(xscale="log", yscale="log")
     _rate_distortion(plane, curves, shades)
+    _costs(cost, curves, shades)
     figure.legend(*loss.get_legend_handles_labels(), title="λ", loc="outside right center")
-    for axes in (loss, bpp, quality, plane):
+    for axes in (loss, bpp, quality, plane, cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     make_folder(output.parent)
@@ -127,6 +156,34 @@ def _rate_distortion(axes: Any, curves: list[Curve], shades: dict[str, Any]) -> 
         axes.plot(rate, quality, "o", color=shades[name])
         axes.annotate(name, (rate, quality), textcoords="offset points", xytext=(6, -9), fontsize=8)
     axes.set(title="newest held-out point of each model", xlabel="bpp", ylabel="MS-SSIM, dB")
+
+
+def _costs(axes: Any, curves: list[Curve], shades: dict[str, Any]) -> None:
+    """Held-out J over hours, and dashed where the power law of the newest points leads in a day."""
+    for curve in curves:
+        points = [(hours, cost) for hours, cost in curve.costs() if hours > 0]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), color=shades[curve.name], linewidth=1.4, marker=".")
+        slope = power(points[int(len(points) * (1 - RECENT)) :])
+        hours, cost = points[-1]
+        if slope < 0:
+            later = hours + 24
+            ahead = cost * (later / hours) ** slope
+            axes.plot((hours, later), (cost, ahead), "--", color=shades[curve.name], linewidth=1)
+            label = f"{ahead / cost - 1:+.0%}"
+            axes.annotate(label, (later, ahead), textcoords="offset points", xytext=(0, -10), ha="right", fontsize=8)
+    axes.set(title="held-out R + λD; dashed: another day at this slope", xlabel="hours", xscale="log", yscale="log")
+
+
+def power(points: list[tuple[float, float]]) -> float:
+    """The exponent of the power law through `points`, by least squares in logarithms; 0 for fewer than three."""
+    if len(points) < 3:
+        return 0.0
+    logs = [(math.log(x), math.log(y)) for x, y in points]
+    x_mean, y_mean = (sum(values) / len(logs) for values in zip(*logs, strict=True))
+    spread = sum((x - x_mean) ** 2 for x, _ in logs)
+    return sum((x - x_mean) * (y - y_mean) for x, y in logs) / spread if spread else 0.0
 
 
 if __name__ == "__main__":
