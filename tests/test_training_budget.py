@@ -18,7 +18,7 @@ from training.loop.options import seconds
 from training.loop.plan import PLANNED, Start, makespan, ready, share_time, tasks
 from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
 from training.loop.train import train
-from training.recipe import RECIPES, Stage
+from training.recipe import RECIPES, WARM_LR, Stage
 
 STAGE = dataclasses.replace(RECIPES["small"].stage("main"), seconds=100.0)
 
@@ -172,3 +172,12 @@ def test_behind_a_trunk_only_post_filters_come_from_neighbours() -> None:
     assert work[6.0, "post_filter"].stage.steps == recipe.stages[1].steps
     assert work[12.0, "post_filter"].stage.steps == recipe.neighbour[1]
     assert {work[lmbda, "main"].stage.steps for lmbda in recipe.lambdas} == {recipe.neighbour[0]}
+
+
+def test_weights_that_work_are_not_undone() -> None:
+    """Whoever starts from them, a stage script or a ladder, has the same rate and no warm-up; a trunk goes on hot."""
+    small, paper = (RECIPES[name].stage("main") for name in ("small", "paper"))
+    assert (small.warm().lr, small.warm().warmup) == (WARM_LR, 0) and small.lr > WARM_LR
+    assert paper.warm() == dataclasses.replace(paper, warmup=0)
+    assert RECIPES["small"].stage("trunk").warm().lr == small.lr
+    assert {t.stage.lr for t in tasks(RECIPES["small"], "models") if t.stage.name == "main"} == {WARM_LR}

@@ -15,6 +15,9 @@ from submission.errors import UserError
 
 StageName = Literal["trunk", "main", "post_filter", "joint", "hard", "entropy"]
 Metric = Literal["ms-ssim", "mse"]
+#: Highest rate of stages that start from weights that work: twice that undid some of them in short stages.
+WARM_LR = 5e-4
+
 STAGES: tuple[StageName, ...] = ("main", "post_filter", "joint", "hard", "entropy")
 
 
@@ -60,6 +63,10 @@ class Stage:
     def noisy(self) -> bool:
         """Whether the encoder learns, with something that stands for rounding."""
         return self.name in ("trunk", "main", "joint")
+
+    def warm(self) -> "Stage":
+        """The stage for weights that work already: without warm-up, at a rate that does not undo them first."""
+        return dataclasses.replace(self, warmup=0, lr=self.lr if self.name == "trunk" else min(self.lr, WARM_LR))
 
     def table(self) -> str:
         """The stage as lines of `name value`."""

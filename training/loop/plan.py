@@ -64,8 +64,7 @@ def tasks(recipe: Recipe, begins_with: Start) -> list[Task]:
             start = None if given else neighbour
             stage = dataclasses.replace(stage, seed=stage.seed + place * len(STAGES) + k)
             if given or neighbour is not None:
-                lr = min(stage.lr, 5e-4)
-                stage = dataclasses.replace(stage, steps=recipe.neighbour[k], lr=lr, warmup=0)
+                stage = dataclasses.replace(stage.warm(), steps=recipe.neighbour[k])
             before: list[Key] = [(lmbda, recipe.stages[k - 1].name)] if k else []
             if start is not None and name in ("main", "post_filter"):
                 before.append((start, name))

@@ -94,8 +94,8 @@ def _middle(low: float, high: float) -> float:
 def _with_options(stage: Stage, options: argparse.Namespace, init: Path | None) -> Stage:
     if options.steps:
         stage = dataclasses.replace(stage, steps=options.steps, warmup=min(stage.warmup, options.steps // 16))
-    if init:  # a model that works already needs none
-        stage = dataclasses.replace(stage, warmup=0)
+    if init:
+        stage = stage.warm()
     budget = seconds(options.time_budget) if options.time_budget else None
     changed = {"seed": options.seed, "batch": options.batch, "seconds": budget}
     return dataclasses.replace(stage, **{k: v for k, v in changed.items() if v is not None})
