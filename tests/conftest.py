@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,13 @@ from training.export import export_ladder
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def keep_one_thread() -> Iterator[None]:
+    """Commands that were called here may have taken more, with which the last digits of floats are others."""
+    yield
+    torch.set_num_threads(1)
 
 
 def convolution(module: nn.Module) -> nn.Conv2d:
