@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,8 @@ def power(points: list[tuple[float, float]]) -> float:
     """The exponent of the power law through `points`, by least squares in logarithms; 0 for fewer than three."""
     if len(points) < 3:
         return 0.0
-    logs = [(math.log(x), math.log(y)) for x, y in points]
-    x_mean, y_mean = (sum(values) / len(logs) for values in zip(*logs, strict=True))
-    spread = sum((x - x_mean) ** 2 for x, _ in logs)
-    return sum((x - x_mean) * (y - y_mean) for x, y in logs) / spread if spread else 0.0
+    hours, costs = ([math.log(value) for value in values] for values in zip(*points, strict=True))
+    return statistics.linear_regression(hours, costs).slope
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from submission.errors import UserError
 
 StageName = Literal["trunk", "main", "post_filter", "joint", "hard", "entropy"]
 Metric = Literal["ms-ssim", "mse"]
+
 #: Highest rate of stages that start from weights that work: twice that undid some of them in short stages.
 WARM_LR = 5e-4
 
