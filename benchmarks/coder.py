@@ -40,7 +40,7 @@ def use(module: ModuleType, clock: Clock) -> None:
     """Code with the coder of `module` from now on."""
     for name in ("Encoder", "Decoder"):
         side = getattr(module, name)
-        methods = {method: clock.wrap(getattr(side, method)) for method in ("code", "code_alike")}
+        methods = {m: clock.wrap(getattr(side, m)) for m in ("encode", "decode", "decode_alike") if hasattr(side, m)}
         setattr(latent_coding, name, type(name, (side,), methods))
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ratecontrol.allocation.table import write_table
-from submission import entropy_coding, integer, mixture, sliced_coding
+from submission import entropy_coding, integer
 from submission.codec import Codec
 from submission.coder import Decoder
 from submission.config import PRESETS, ModelConfig
@@ -39,6 +39,7 @@ from submission.mixture import Positions, Rows
 from submission.network import Network
 from submission.parts import entropy_model
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
+from submission.symbols import SymbolDecoder
 from submission.tiles import post_filter
 from training.export import export_tensors
 
@@ -121,23 +122,23 @@ def spread_scales(model: EntropyModel | SlicedModel) -> None:
 
 
 class Sampler:
-    """A coder that draws symbols from the probabilities it is given."""
+    """A source that draws symbols from the probabilities it is given."""
 
     def __init__(self) -> None:
         self.rng = np.random.default_rng(1)
 
-    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
+    def decode(self, rows: Rows) -> Int32:
         cumulative = np.cumsum(rows + 1, axis=1)
         drawn = self.rng.integers(0, 2**24, len(rows))
         return np.asarray((cumulative <= drawn[:, None]).sum(1), np.int32)
 
-    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-        return self.code(np.repeat(row[None], count, 0), None)
+    def decode_alike(self, row: Rows, count: int) -> Int32:
+        return self.decode(np.repeat(row[None], count, 0))
 
 
 def sampled_stream(entropy: LatentCoder, size: tuple[int, int]) -> bytes:
     """Entropy-coded latents that the model itself considers likely."""
-    return entropy.encode(*entropy._code(Sampler(), size, None, None))[0]
+    return entropy.encode(*entropy._code(SymbolDecoder(entropy.tables, Sampler()), size, None, None))[0]
 
 
 def raster(height: int, width: int) -> Iterator[tuple[Positions, Positions]]:
@@ -240,15 +241,14 @@ def measure(
     encode_seconds = min(_timed(lambda: entropy.encode(y_hat, z_hat)) for _ in range(3))
 
     clock = Clock()
-    product, code_symbols = clock.wrap("product", integer.product), clock.wrap("code_symbols", mixture.code_symbols)
+    product = clock.wrap("product", integer.product)
     with ExitStack() as watched:
         for owner, name, timed in (
             (integer, "product", product),
             (entropy_coding, "product", product),
             (integer.Linear, "finish", clock.wrap("finish", integer.Linear.finish)),
-            (Decoder, "code", clock.wrap("coder", Decoder.code)),
-            (entropy_coding, "code_symbols", code_symbols),
-            (sliced_coding, "code_symbols", code_symbols),
+            (Decoder, "decode", clock.wrap("coder", Decoder.decode)),
+            (SymbolDecoder, "code", clock.wrap("symbols", SymbolDecoder.code)),
         ):
             watched.enter_context(mock.patch.object(owner, name, timed))
         with clock.of("h_s"):
@@ -260,7 +260,7 @@ def measure(
         "  of which integer products", clock.seconds["product"], f"large ones reach {integer_rate():.0f} G operations/s"
     )
     row("  of which shift and clamp", clock.seconds["finish"])
-    row("  of which mixtures", clock.seconds["code_symbols"] - clock.seconds["coder"])
+    row("  of which mixtures", clock.seconds["symbols"] - clock.seconds["coder"])
     row("  of which range coder", clock.seconds["coder"])
     row("  of which h_s (in the two first)", clock.seconds["h_s"])
     bpp = 8 * len(data) / (width * height)

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from itertools import repeat
 
 import numpy as np
-from numpy.typing import NDArray
 
 from submission.errors import BitstreamError
 from submission.integer import Int32
@@ -36,19 +35,10 @@ class Encoder:
         self._words: list[int] = []
         self._low, self._range = 0, (1 << STATE_BITS) - 1
 
-    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
-        assert symbols is not None
-        return self._code(_cumulative(rows), np.arange(len(rows)), symbols)
-
-    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-        assert symbols is not None and len(symbols) == count
-        return self._code(_cumulative(row[None]), np.zeros(count, np.intp), symbols)
-
-    def _code(self, sums: Int32, which: NDArray[np.intp], symbols: Int32) -> Int32:
-        """Code each symbol with the row `which` of `sums`."""
-        starts, ends = sums[which, symbols], sums[which, symbols + 1]
+    def encode(self, starts: Int32, widths: Int32) -> None:
+        """Code symbols that take these parts of the interval, in 1/2^24: [n] each."""
         low, width = self._low, self._range
-        for start, probability in zip(starts.tolist(), (ends - starts).tolist(), strict=True):
+        for start, probability in zip(starts.tolist(), widths.tolist(), strict=True):
             scale = width >> CODER_BITS
             low += scale * start
             width = scale * probability
@@ -57,7 +47,6 @@ class Encoder:
                 low = (low & WORD) << WORD_BITS
                 width <<= WORD_BITS
         self._low, self._range = low, width
-        return symbols
 
     def bytes(self) -> bytes:
         """The coded symbols; trailing zero bytes are left out, as the decoder puts them back."""
@@ -79,14 +68,16 @@ class Decoder:
         self._offset = next(self._words, 0) << WORD_BITS | next(self._words, 0)
         self._range = (1 << STATE_BITS) - 1
 
-    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
+    def decode(self, rows: Rows) -> Int32:
+        """One symbol per row of integer weights (each row sums to 2^24 less its length)."""
         sums = _cumulative(rows)
-        return self._code(sums, range(0, sums.size, sums.shape[1]))
+        return self._decode(sums, range(0, sums.size, sums.shape[1]))
 
-    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-        return self._code(_cumulative(row[None]), repeat(0, count))
+    def decode_alike(self, row: Rows, count: int) -> Int32:
+        """`count` symbols with the same row."""
+        return self._decode(_cumulative(row[None]), repeat(0, count))
 
-    def _code(self, sums: Int32, starts: Iterable[int]) -> Int32:
+    def _decode(self, sums: Int32, starts: Iterable[int]) -> Int32:
         """One symbol with each of the rows of `sums` that start there, counted in elements."""
         length = sums.shape[1]
         flat = sums.ravel().data  # of a row only a few elements are looked at: cheaper than a list of all

@@ -20,12 +20,13 @@ from submission.errors import UserError
 from submission.files import Picture, write_bytes
 from submission.integer import Int32
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
-from submission.mixture import CODER_BITS, WINDOWS, Positions, Rows, Tables, by_kind, code_symbols
+from submission.mixture import CODER_BITS, Positions, Tables
+from submission.symbols import CERTAIN, settle
 
 Bits = NDArray[np.float64]
 
-#: How symbols of y are coded (`docs/bitstream.md`), by window; `certain` ones are not.
-KINDS = {WINDOWS[0]: "narrow", WINDOWS[1]: "wide", None: "any"}
+#: How symbols of y are coded (`docs/bitstream.md`), in the order of WINDOWS; `certain` ones are not.
+KINDS = ("narrow", "wide", "any")
 
 #: Colours of a map from no bits to the most.
 HEAT = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
@@ -39,27 +40,6 @@ EXAMPLES = """examples:
 """
 
 
-class Counting:
-    """A coder that writes nothing and keeps the bits that each symbol takes. Escaped ones count with their escape."""
-
-    def __init__(self) -> None:
-        self.bits: list[Bits] = []
-        self.escapes = 0
-        self._escaped = np.zeros(0, np.bool_)
-
-    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
-        assert symbols is not None
-        self.bits.append(CODER_BITS - np.log2(rows[np.arange(len(rows)), symbols] + 1))
-        self._escaped = (symbols == 0) | (symbols == rows.shape[1] - 1)
-        return symbols
-
-    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-        assert symbols is not None
-        self.bits[-1][self._escaped] += CODER_BITS - np.log2(row[symbols] + 1)
-        self.escapes += count
-        return symbols
-
-
 class Spending:
     """What the symbols of y take, told step by step (`submission.latent_coding.Watch`)."""
 
@@ -70,17 +50,14 @@ class Spending:
         self.bits: Counter[str] = Counter()
 
     def __call__(self, rows: Positions, columns: Positions, parts: Int32, symbols: Int32) -> None:
-        counting = Counting()
-        code_symbols(counting, self.tables, parts, symbols)
-        spent = np.zeros(len(symbols))
-        taken = iter(counting.bits)
-        for window, which in by_kind(self.tables, parts)[1]:
-            if len(which):
-                spent[which] = next(taken)
-            self.symbols[KINDS[window]] += len(which)
-            self.bits[KINDS[window]] += spent[which].sum()
-        self.symbols["certain"] += len(symbols) - sum(map(len, counting.bits))
-        self.symbols["escaped"] += counting.escapes
+        settled = settle(self.tables, parts, symbols)
+        spent = settled.bits()
+        for kind, name in enumerate(KINDS):
+            which = settled.kinds == kind
+            self.symbols[name] += int(which.sum())
+            self.bits[name] += spent[which].sum()
+        self.symbols["certain"] += int((settled.kinds == CERTAIN).sum())
+        self.symbols["escaped"] += int(settled.escaped.sum())
         np.add.at(self.map, (rows, columns), spent.reshape(len(rows), -1).sum(1))
 
 
@@ -131,7 +108,7 @@ class Inspection:
             f"end     {share(self.end_bytes)}",
         ]
         lines.append(f"symbols of y, {coded:,}")
-        for kind in ("certain", *KINDS.values(), "escaped"):
+        for kind in ("certain", *KINDS, "escaped"):
             count, bits = self.symbols[kind], self.symbol_bits.get(kind)
             spent = "" if bits is None else f"{bits / 8:14,.1f} bytes  {bits / max(count, 1):6.3f} bits each"
             lines.append(f"  {kind:8}{count:12,}  {100 * count / coded:5.1f} %{spent}")
@@ -167,8 +144,8 @@ def inspect(ladder: Ladder, stream: bytes) -> Inspection:
         z_bytes=float(z_bytes),
         y_bytes=float(y_bytes),
         end_bytes=float(len(stream) - head - z_bytes - y_bytes),
-        symbols={kind: int(spending.symbols[kind]) for kind in ("certain", *KINDS.values(), "escaped")},
-        symbol_bits={kind: float(spending.bits[kind]) for kind in KINDS.values()},
+        symbols={kind: int(spending.symbols[kind]) for kind in ("certain", *KINDS, "escaped")},
+        symbol_bits={kind: float(spending.bits[kind]) for kind in KINDS},
         map=spending.map + z_bits.sum(2).repeat(4, 0).repeat(4, 1) / 16,
     )
 

@@ -1,8 +1,9 @@
 """What the integer entropy models share: the prior of z, integer h_s, quantisation steps, and the walk through a
 stream.
 
-Encoder and decoder walk the same code (`_code`) and differ in the coder that they hand in. `_code_y` belongs to the
-models: `submission.entropy_coding` goes in wavefronts, `submission.sliced_coding` slice by slice.
+Encoder and decoder walk the same code (`_code`) and differ in the coder that they hand in (`submission.symbols`).
+`_code_y` belongs to the models: `submission.entropy_coding` goes in wavefronts, `submission.sliced_coding` slice by
+slice.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from submission.coder import Decoder, Encoder
 from submission.config import ModelConfig
 from submission.errors import WeightsError
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, conv8, pixel_shuffle
-from submission.mixture import CODER_BITS, Coder, Positions, Tables
+from submission.mixture import CODER_BITS, Positions, Tables
+from submission.symbols import SymbolCoder, SymbolDecoder, SymbolEncoder
 
 Latents = NDArray[np.int32]  #: [h, w, channels]
 YHat = NDArray[np.float32]  #: [h, w, M]
@@ -71,7 +73,7 @@ class LatentCoder:
     def __init__(self, config: ModelConfig, tensors: Tensors) -> None:
         """`tensors` as `training.export` stores them; WeightsError when they are incomplete or could overflow."""
         self.config = config
-        #: Called with every step of y, if set (`submission.inspect`).
+        #: Called with every step of y that is decoded, if set (`submission.inspect`).
         self.watch: Watch | None = None
         self.unit = 1
         self.read = Reader(tensors)
@@ -127,21 +129,21 @@ class LatentCoder:
         Those differ where a value lies outside the alphabet or another one was all but certain, and where rounding
         around a mean moved them.
         """
-        coder = Encoder()
-        y_hat, z_hat = self._code(coder, (y.shape[0], y.shape[1]), y, z)
-        return coder.bytes(), y_hat, z_hat
+        sink = Encoder()
+        y_hat, z_hat = self._code(SymbolEncoder(self.tables, sink), (y.shape[0], y.shape[1]), y, z)
+        return sink.bytes(), y_hat, z_hat
 
     def decode(self, data: bytes, size: tuple[int, int]) -> tuple[Latents, Latents]:
         """Coded bytes and the size (h, w) of y -> (y_hat [h, w, M] in steps of 1 / `unit`, z_hat [h/4, w/4, N])."""
-        return self._code(Decoder(data), size, None, None)
+        return self._code(SymbolDecoder(self.tables, Decoder(data)), size, None, None)
 
     def _code(
-        self, coder: Coder, size: tuple[int, int], y: Latents | None, z: Latents | None
+        self, coder: SymbolCoder, size: tuple[int, int], y: Latents | None, z: Latents | None
     ) -> tuple[Latents, Latents]:
         z_hat = self._code_z(coder, (size[0] // 4, size[1] // 4), z)
         return self._code_y(coder, size, z_hat, y), z_hat
 
-    def _code_z(self, coder: Coder, size: tuple[int, int], z: Latents | None) -> Latents:
+    def _code_z(self, coder: SymbolCoder, size: tuple[int, int], z: Latents | None) -> Latents:
         z_hat = np.empty((*size, self.config.N), np.int32)
         count = size[0] * size[1]
         for channel in range(self.config.N):
@@ -152,5 +154,5 @@ class LatentCoder:
             z_hat[:, :, channel] = found.reshape(size)
         return z_hat
 
-    def _code_y(self, coder: Coder, size: tuple[int, int], z_hat: Latents, y: Latents | None) -> Latents:
+    def _code_y(self, coder: SymbolCoder, size: tuple[int, int], z_hat: Latents, y: Latents | None) -> Latents:
         raise NotImplementedError

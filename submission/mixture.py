@@ -1,16 +1,15 @@
-"""From integer mixture parameters to integer probabilities, and the coding of symbols with them.
+"""From integer mixture parameters to integer probabilities.
 
 All quantities are integers in 32 bits. The tables are fixed at export and stored with the weights, so that no exp or
 erf runs on a decoder's machine.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from submission.integer import Int32, clamp
+from submission.integer import Int32
 
 #: Latents lie in -127..127.
 PEAK = 127
@@ -35,28 +34,11 @@ ONE = 1 << (WEIGHT_BITS + CDF_BITS)
 REACH = 3.3
 NEGLIGIBLE = 244
 
-#: A symbol whose mixture reaches less than half a step from the centre is certain, and not coded: the encoder takes
-#: the centre. Others are coded among the centre +-3 or +-15 with an escape at each side, where the mixture reaches no
-#: further, or among all 255 values.
-WINDOWS = (3, 15)
-
 #: The coder's probabilities are in 1/2^24.
 CODER_BITS = 24
 
 Rows = NDArray[np.float64]
 Positions = NDArray[np.intp]
-
-
-class Coder(Protocol):
-    """One traversal, two directions: an encoder returns the symbols it is given, a decoder those it finds."""
-
-    def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
-        """Code one symbol per row of integer weights (each row sums to 2^24 less its length)."""
-        ...
-
-    def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-        """Code `count` symbols with the same row."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,24 +51,32 @@ class Tables:
     reach: Int32
 
 
-def weights_row(cumulative: Int32) -> Rows:
+def _coder_units(sums: Int32, size: int) -> Int32:
+    """Cumulative sums of `size` symbols in 1/2^30 -> in 1/2^24, with room for one more to each symbol."""
+    c = sums >> (WEIGHT_BITS + CDF_BITS - CODER_BITS)
+    c -= c >> (CODER_BITS - (size - 1).bit_length())
+    return c
+
+
+def weights_row(sums: Int32) -> Rows:
     """[s + 1, n] cumulative sums from 0 to ONE -> [n, s] weights as the coder takes them.
 
     The coder adds one to each weight, so that none is impossible; a row must sum to 2^24 - s. Taking off x / 2^k
     leaves a little more than that, and the last weight gives up, or gets, the difference.
     """
-    size = len(cumulative) - 1
-    c = cumulative >> (WEIGHT_BITS + CDF_BITS - CODER_BITS)
-    c -= c >> (CODER_BITS - (size - 1).bit_length())
+    size = len(sums) - 1
+    c = _coder_units(sums, size)
     c[-1] = (1 << CODER_BITS) - size
     return np.ascontiguousarray((c[1:] - c[:-1]).T, dtype=np.float64)
 
 
-#: Coding a value outside a window: all 255 alike, to the nearest integer weight.
-UNIFORM = weights_row((np.arange(2 * PEAK + 2) * ONE // (2 * PEAK + 1)).astype(np.int32)[:, None])[0]
+def boundaries(sums: Int32, index: Int32, size: int) -> Int32:
+    """Where the coder's interval for symbol `index` of `size` starts, in 1/2^24, from the sum before it; what
+    `weights_row` and the coder make of a whole row, for single symbols."""
+    return np.where(index < size, _coder_units(sums, size) + index, np.int32(1 << CODER_BITS))
 
 
-def _cumulative(tables: Tables, parts: Int32, lowest: Int32, count: int) -> Int32:
+def cumulative(tables: Tables, parts: Int32, lowest: Int32, count: int) -> Int32:
     """Mixtures `parts` [K, 3, n] -> [count + 2, n]: 0, ONE * P(symbol < v) for `count` values v from `lowest`, ONE."""
     logits, means, scales = parts[:, 0], parts[:, 1], parts[:, 2]
     exp = tables.exp.take(logits.max(0) - logits, mode="clip")
@@ -108,7 +98,7 @@ def _cumulative(tables: Tables, parts: Int32, lowest: Int32, count: int) -> Int3
     return out
 
 
-def _centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
+def centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
     """Mixtures [K, 3, n] -> the rounded mean of the likeliest Gaussian, and how far from it the mixture reaches, in
     1/64 of a symbol."""
     best, mean = parts[0, 0], parts[0, 1]
@@ -125,61 +115,3 @@ def _centre_and_reach(tables: Tables, parts: Int32) -> tuple[Int32, Int32]:
         reach *= logits >= least
         np.maximum(furthest, reach, out=furthest)
     return centre, furthest
-
-
-def by_kind(tables: Tables, parts: Int32) -> tuple[Int32, list[tuple[int | None, Positions]]]:
-    """Mixtures [K, 3, n] -> their centres, and for each window which of the n symbols are coded in it.
-
-    None stands for the whole alphabet. Symbols in none of the lists are certain.
-    """
-    centre, furthest = _centre_and_reach(tables, parts)
-    kinds: list[tuple[int | None, Positions]] = []
-    floor = MEAN_UNIT // 2
-    for window in WINDOWS:
-        ceiling = window * MEAN_UNIT + MEAN_UNIT // 2
-        kinds.append((window, np.flatnonzero((furthest > floor) & (furthest <= ceiling))))
-        floor = ceiling
-    kinds.append((None, np.flatnonzero(furthest > floor)))
-    return centre, kinds
-
-
-def code_symbols(coder: Coder, tables: Tables, parts: Int32, symbols: Int32 | None) -> Int32:
-    """Code n symbols in -127..127 with their mixtures `parts` [K, (logit, mean, log scale), n], whose means it clamps.
-
-    Returns them as the decoder sees them, which differs from `symbols` (None when decoding) only where a value was all
-    but certain and another was given.
-    """
-    clamp(parts[:, 1], -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT)
-    centre, kinds = by_kind(tables, parts)
-    out = centre
-    for window, which in kinds:
-        if len(which):
-            given = symbols[which] if symbols is not None else None
-            if window is None:
-                out[which] = _code_any(coder, tables, parts.take(which, 2), given)
-            else:
-                out[which] = _code_window(coder, tables, parts.take(which, 2), centre[which], window, given)
-    return out
-
-
-def _code_any(coder: Coder, tables: Tables, parts: Int32, given: Int32 | None) -> Int32:
-    """Symbols among the whole alphabet."""
-    lowest = np.full(parts.shape[2], -PEAK, np.int32)
-    # without a boundary below -127, whose symbol gets all that lies below it
-    cumulative = np.delete(_cumulative(tables, parts, lowest, 2 * PEAK + 1), 1, axis=0)
-    values: Int32 = coder.code(weights_row(cumulative), given + PEAK if given is not None else None) - PEAK
-    return values
-
-
-def _code_window(coder: Coder, tables: Tables, parts: Int32, centre: Int32, window: int, given: Int32 | None) -> Int32:
-    """Symbols among centre - window .. centre + window, or escaped and coded plainly."""
-    lowest = centre - window
-    count = 2 * window + 1
-    index = np.clip(given - lowest + 1, 0, count + 1) if given is not None else None
-    index = coder.code(weights_row(_cumulative(tables, parts, lowest, count + 1)), index)
-    values: Int32 = lowest + index - 1
-    escaped = (index == 0) | (index == count + 1)
-    if escaped.any():
-        plain = given[escaped] + PEAK if given is not None else None
-        values[escaped] = coder.code_alike(UNIFORM, int(escaped.sum()), plain) - PEAK
-    return values

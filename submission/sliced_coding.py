@@ -16,8 +16,9 @@ from submission.config import ModelConfig
 from submission.errors import WeightsError
 from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, clamp, conv, conv8
 from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors
-from submission.mixture import MEAN_UNIT, PEAK, Coder, Positions, code_symbols
+from submission.mixture import MEAN_UNIT, PEAK, Positions
 from submission.sliced_model import SUPPORT, spans
+from submission.symbols import SymbolCoder
 
 #: Taps of the 5x5 window that reach from a position of the checkerboard's second pass to those of the first, in the
 #: order of the weights.
@@ -146,7 +147,7 @@ class SlicedCoder(LatentCoder):
         spatial = read.linear(f"{name}.spatial")
         return SpaceChannelSlice(channels, known, channel, spatial, _stack(read, f"{name}.aggregate", PARAMETER_PEAK))
 
-    def _code_y(self, coder: Coder, size: tuple[int, int], z_hat: Latents, y: Latents | None) -> Latents:
+    def _code_y(self, coder: SymbolCoder, size: tuple[int, int], z_hat: Latents, y: Latents | None) -> Latents:
         shape = (*size, self.config.M)
         hyper = self.hyper_hidden(z_hat) if self.config.entropy == "hyper" else self.hyper_features(z_hat)
         seen, y_hat = np.zeros(shape, np.int8), np.zeros(shape, np.int32)
@@ -160,7 +161,7 @@ class SlicedCoder(LatentCoder):
                 seen[rows, columns, channels] = clamp((found + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK)
         return y_hat // (MEAN_UNIT // self.unit)
 
-    def _code_step(self, coder: Coder, p: Int32, given: Int32 | None, at: tuple[Positions, Positions]) -> Int32:
+    def _code_step(self, coder: SymbolCoder, p: Int32, given: Int32 | None, at: tuple[Positions, Positions]) -> Int32:
         """Code latents `at` n places with their parameters [n, 2C]; given and returned in steps of 1/64, [n, C]."""
         means, scales = p[:, : p.shape[1] // 2], p[:, p.shape[1] // 2 :]
         means = clamp(np.ascontiguousarray(means), -PEAK * MEAN_UNIT, PEAK * MEAN_UNIT)
@@ -172,8 +173,8 @@ class SlicedCoder(LatentCoder):
         symbols = None
         if given is not None:
             symbols = clamp((given - offset + MEAN_UNIT // 2) // MEAN_UNIT, -PEAK, PEAK).ravel()
-        coded = code_symbols(coder, self.tables, parts, symbols)
-        if self.watch:
+        coded = coder.code(parts, symbols)
+        if self.watch and given is None:
             self.watch(*at, parts, coded)
         found: Int32 = coded.reshape(means.shape) * MEAN_UNIT + offset
         return found

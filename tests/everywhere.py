@@ -29,11 +29,11 @@ def facts(output: Path) -> dict[str, object]:
     record, rows_seen, other_bytes = hashlib.sha256(), 0, []
 
     class Watched(Decoder):
-        def code(self, rows: Rows, symbols: Int32 | None) -> Int32:
-            return self.watch(rows, super().code(rows, symbols))
+        def decode(self, rows: Rows) -> Int32:
+            return self.watch(rows, super().decode(rows))
 
-        def code_alike(self, row: Rows, count: int, symbols: Int32 | None) -> Int32:
-            return self.watch(row, super().code_alike(row, count, symbols))
+        def decode_alike(self, row: Rows, count: int) -> Int32:
+            return self.watch(row, super().decode_alike(row, count))
 
         def watch(self, rows: Rows, found: Int32) -> Int32:
             nonlocal rows_seen

@@ -20,10 +20,11 @@ from submission.config import NETWORKS, PRESETS, ModelConfig, tiny
 from submission.errors import BitstreamError, WeightsError
 from submission.integer import RELU_OFFSET, Linear
 from submission.ladder import Ladder, read_safetensors
-from submission.mixture import MEAN_UNIT, PEAK, SCALE_RANGE, SCALE_UNIT, Coder
+from submission.mixture import MEAN_UNIT, PEAK, SCALE_RANGE, SCALE_UNIT
 from submission.network import Network
 from submission.sliced_coding import SPATIAL_TAPS, ChannelSlice, HyperSlice, SlicedCoder, SpaceChannelSlice
 from submission.sliced_model import SUPPORT, SlicedModel
+from submission.symbols import SymbolCoder
 from tests.conftest import noise_picture, untrained_network
 from training.network.integer import subpixel
 
@@ -148,7 +149,7 @@ def test_step_by_step_equals_all_at_once(networks_folder: Path, name: str, monke
     seen: list[NDArray[np.int32]] = []
     code_step = SlicedCoder._code_step
 
-    def watched(self: SlicedCoder, coder: Coder, p: NDArray[np.int32], given: Any, at: Any) -> Any:
+    def watched(self: SlicedCoder, coder: SymbolCoder, p: NDArray[np.int32], given: Any, at: Any) -> Any:
         seen.append(p.copy())
         return code_step(self, coder, p, given, at)
 
