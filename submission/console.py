@@ -153,10 +153,14 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
 
 
 class Progress:
-    """A progress line on stderr with an estimate of the time that remains; `note` holds a short extra text."""
+    """A progress line on stderr with an estimate of the time that remains; `note` holds a short extra text.
+
+    Whoever knows better sets `left`, in seconds.
+    """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done, self.note = what, total, done, ""
+        self.left: float | None = None
         self.first, self.start = done, time.monotonic()
         self.terminal = sys.stderr.isatty()
         self.drawn_at = self.start if not self.terminal else 0.0
@@ -174,8 +178,9 @@ class Progress:
     def _draw(self, now: float) -> None:
         elapsed = now - self.start
         made = self.done - self.first
-        left = elapsed / made * (self.total - self.done) if made else 0.0
-        line = f"{self.what} {self.done}/{self.total}  {clock(elapsed)} elapsed, {clock(left)} left  {self.note}"
+        left = elapsed / made * (self.total - self.done) if made and self.left is None else self.left
+        times = f"{clock(elapsed)} elapsed" + (f", {clock(left)} left" if left is not None else "")
+        line = f"{self.what} {self.done}/{self.total}  {times}  {self.note}"
         if self.terminal:
             full = int(24 * self.done / max(self.total, 1))
             line = f"[{'#' * full}{'.' * (24 - full)}] {line}"

@@ -177,6 +177,17 @@ def test_an_error_takes_the_place_of_the_progress_line(monkeypatch: pytest.Monke
     assert shown.endswith(console.ERASE_LINE), "nothing of the line stays"
 
 
+def test_progress_promises_nothing_that_it_cannot_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "QUIET_SECONDS", 0)
+    bar = console.Progress("training", 4)
+    for done, left, expected in ((0, None, ""), (1, None, ", 3:00 left"), (1, 7.0, ", 0:07 left")):
+        bar.start, bar.drawn_at, bar.left = time.monotonic() - 60 * (bar.done + done), 0.0, left
+        bar.advance(done)
+        assert f"elapsed{expected}  " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "cores"),
     [

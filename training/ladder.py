@@ -151,6 +151,8 @@ def train_side_by_side(ladder: LadderRun, options: argparse.Namespace) -> None:
 
     def tick(running: list[Task], missing: set[Key]) -> None:
         ladder.clock.tick()
+        if ladder.budget is not None:
+            bar.left = max(0.0, ladder.budget - ladder.clock.spent)
         bar.advance(len(every) - len(missing) - bar.done, note=", ".join(map(str, running)))
 
     run_side_by_side(pending, ladder.jobs, launch, tick)
