@@ -1,12 +1,9 @@
 """From the trained entropy model to integers: what all models share, and `submission.entropy_coding`'s own part.
 
-Each layer gets weights of at most 64 in magnitude and a shift. What a channel's integer stands for ("unit") is free
-inside the network, since the next layer's weights absorb it, so every output channel uses the whole range of its
-weights; the last layers give mixture parameters in the units that `submission.mixture` fixes.
+Each layer gets weights of at most 64 in magnitude and a shift (`training.network.rounding`). What a channel's integer
+stands for ("unit") is free inside the network, since the next layer's weights absorb it, so every output channel uses
+the whole range of its weights; the last layers give mixture parameters in the units that `submission.mixture` fixes.
 """
-
-from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -16,9 +13,8 @@ from torch import Tensor, nn
 
 from submission.entropy_coding import TAPS
 from submission.entropy_model import Context, EntropyModel, Estimator, FactorizedPrior
-from submission.errors import UserError
-from submission.integer import RELU_PEAK, SIGNED_PEAK, WEIGHT_PEAK
-from submission.latent_coding import STEP_BITS, STEP_PEAK, STEP_UNIT, Tensors
+from submission.integer import RELU_OFFSET, RELU_PEAK, SIGNED_PEAK, Int8, Int32, clamp, pixel_shuffle
+from submission.latent_coding import PARAMETER_PEAK, STEP_BITS, STEP_PEAK, STEP_UNIT, Tensors
 from submission.layers import Subpel
 from submission.mixture import (
     CDF_BITS,
@@ -35,11 +31,7 @@ from submission.mixture import (
     SCALE_UNIT,
     weights_row,
 )
-
-Floats = NDArray[np.float64]
-
-#: Sums of a layer stay below this many of its weight units, so that 32-bit biases hold them.
-_SUM_PEAK = 2.0**21
+from training.network.rounding import Floats, IntegerLayers, free_unit, gather
 
 
 def tables() -> Tensors:
@@ -53,45 +45,6 @@ def tables() -> Tensors:
         "tables.cdf": np.rint(2**CDF_BITS * ndtr(grid)).astype(np.int32),
         "tables.reach": np.ceil(REACH * MEAN_UNIT * scales).astype(np.int32),
     }
-
-
-@dataclass
-class Quantized:
-    """A layer's integers and what one step of each output channel is worth."""
-
-    weight: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    shift: NDArray[np.int8]
-    unit: Floats
-
-    def store(self, name: str) -> Tensors:
-        return {f"{name}.weight": self.weight, f"{name}.bias": self.bias, f"{name}.shift": self.shift}
-
-
-def free_unit(weight: Floats, bias: Floats, reach: Floats, peak: int) -> Floats:
-    """The finest unit [outputs] with which full-range weights and an output up to `reach` fit: see `quantize`."""
-    step = np.maximum.reduce([np.abs(weight).max(0) / WEIGHT_PEAK, np.abs(bias) / _SUM_PEAK, reach / _SUM_PEAK])
-    step = np.maximum(step, 1e-12)
-    shift = np.maximum(0, np.ceil(np.log2(np.maximum(reach, 1e-12) / (step * peak))))
-    return cast(Floats, step * np.exp2(shift))
-
-
-def quantize(name: str, weight: Floats, bias: Floats, unit: Floats) -> Quantized:
-    """`weight` [inputs, outputs], a step of each input already multiplied in; outputs are to be multiples of `unit`.
-
-    An output is (weight_int @ a + bias_int) >> shift, so weights are multiples of unit / 2^shift, with the largest
-    shift that keeps them within 64.
-    """
-    largest = np.maximum(np.abs(weight).max(0), np.maximum(np.abs(bias), 1e-12) / _SUM_PEAK * WEIGHT_PEAK)
-    shift = np.clip(np.floor(np.log2(WEIGHT_PEAK * unit / largest) + 1e-9), -8, 22)
-    step = unit * np.exp2(-shift)
-    integers = np.rint(weight / step)
-    if np.abs(integers).max() > WEIGHT_PEAK:
-        raise UserError(f"layer {name}: weights too large for its outputs' unit; train longer or clip the weights")
-    half = np.where(shift > 0, np.exp2(shift - 1), 0)
-    return Quantized(
-        integers.astype(np.int8), (np.rint(bias / step) + half).astype(np.int32), shift.astype(np.int8), unit
-    )
 
 
 def to_numpy(tensor: Tensor | None) -> Floats:
@@ -129,6 +82,10 @@ def patches_of(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Flo
     return np.concatenate([whole[:, : len(unit), i, j].T * unit[:, None] for i, j in taps])
 
 
+#: Offsets of a 3x3 convolution, in that order.
+AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+
+
 def every_tap(kernel: int) -> list[tuple[int, int]]:
     """Taps of a convolution in the order of gathered patches."""
     return [(i, j) for i in range(kernel) for j in range(kernel)]
@@ -159,45 +116,63 @@ def subpixel(layer: nn.ConvTranspose2d) -> Tensor:
     return out.flatten(0, 2)
 
 
+def integers_of(latents: Tensor) -> Int8:
+    """Whole latents [B, C, h, w] -> [B, h, w, C] as contexts see them."""
+    return latents.clamp(-PEAK, PEAK).permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(np.int8)
+
+
+def shuffled(a: Int8) -> Int8:
+    """`pixel_shuffle` of [B, h, w, 4C]."""
+    return np.stack([pixel_shuffle(one) for one in a])
+
+
 def quantize_h_s(
-    h_s: nn.Sequential, reach: dict[nn.Module, Floats], last_unit: Floats | None
-) -> tuple[Tensors, Floats]:
-    """Integer tensors of the hyper-decoder, and what its features are worth (`last_unit`, if that is fixed)."""
-    out: Tensors = {}
-    layers = [layer for layer in h_s.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-    shuffled = {k for k, layer in enumerate(layers) if isinstance(layer, nn.ConvTranspose2d)}
+    layers: IntegerLayers,
+    h_s: nn.Sequential,
+    reach: dict[nn.Module, Floats],
+    z_hat: Tensor,
+    last_unit: Floats | None,
+) -> tuple[Int8, Floats]:
+    """Add the hyper-decoder. Returns the calibrating pictures' features [B, 4h, 4w, F] and what they are worth; with a
+    `last_unit` they are parameters, which nothing is made of."""
+    convolutions = [layer for layer in h_s.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     before_shuffle = {part[0] for part in h_s if isinstance(part, Subpel)}
-    shuffled |= {k for k, layer in enumerate(layers) if layer in before_shuffle}
-    unit = np.ones(layers[0].in_channels)
-    for k, layer in enumerate(layers):
+    a, unit = integers_of(z_hat), np.ones(convolutions[0].in_channels)
+    for k, layer in enumerate(convolutions):
         transposed = isinstance(layer, nn.ConvTranspose2d)
         kernel = subpixel(layer) if isinstance(layer, nn.ConvTranspose2d) else ungrouped(layer)
         weight = patches_of(kernel, every_tap(3), unit)
         repeats = 4 if transposed else 1
         bias, largest = np.repeat(to_numpy(layer.bias), repeats), np.repeat(reach[layer], repeats)
-        last = k == len(layers) - 1
+        last = k == len(convolutions) - 1
         finest = free_unit(weight, bias, largest, SIGNED_PEAK if last else RELU_PEAK)
         if last and last_unit is not None:
             finest = last_unit
-        if k in shuffled:
+        enlarges = transposed or layer in before_shuffle
+        if enlarges:
             finest = _shuffled(finest)
-        out |= quantize(f"h_s.{k}", weight, bias, finest).store(f"h_s.{k}")
-        unit = finest[::4] if k in shuffled else finest
-    return out, unit
+        patches = gather(a, AROUND, -RELU_OFFSET if k else 0)
+        highest = SIGNED_PEAK if last_unit is None else PARAMETER_PEAK
+        made = layers.add(f"h_s.{k}", patches, weight, bias, finest, k > 0, not last, highest)
+        if not last or last_unit is None:
+            a = made.astype(np.int8)
+        a = shuffled(a) if enlarges else a
+        unit = finest[::4] if enlarges else finest
+    return a, unit
 
 
 def quantize_mixture(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) -> Tensors:
-    """Integer tensors of `model`, the ranges of its activations taken from latents y_hat and z_hat (rounded)."""
+    """Integer tensors of `model`. Latents y_hat and z_hat (rounded) tell the ranges of its activations, and how."""
     recorder = Recorder(model)
     with torch.no_grad():
         model.parameters_of(y_hat, z_hat)
-    reach = recorder.reach
-    out, unit = quantize_h_s(model.h_s, reach, None)
-    out |= {**tables(), "prior": prior_rows(model.prior, float(z_hat.abs().max()))}
+    reach, layers = recorder.reach, IntegerLayers()
+    hyper, unit = quantize_h_s(layers, model.h_s, reach, z_hat, None)
+    y = integers_of(y_hat)
     for g, (context, estimator) in enumerate(zip(model.contexts, model.estimators, strict=True)):
         assert isinstance(context, Context) and isinstance(estimator, Estimator)
-        out |= _quantize_group(f"groups.{g}", g, context, estimator, unit, reach, model.config.M)
-    return out
+        _quantize_group(layers, g, context, estimator, y, hyper, unit, reach)
+    return {**layers.tensors, **tables(), "prior": prior_rows(model.prior, float(z_hat.abs().max()))}
 
 
 def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:
@@ -205,70 +180,79 @@ def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:
     recorder = Recorder(h_sq)
     with torch.no_grad():
         h_sq(z_hat)
+    layers = IntegerLayers()
     first, last = (layer for layer in h_sq.modules() if isinstance(layer, nn.Conv2d))
     weight, bias = patches_of(first.weight, every_tap(3), np.ones(first.in_channels)), to_numpy(first.bias)
     finest = _shuffled(free_unit(weight, bias, recorder.reach[first], RELU_PEAK))
-    out = quantize("h_sq.0", weight, bias, finest).store("h_sq.0")
+    a = layers.add("h_sq.0", gather(integers_of(z_hat), AROUND), weight, bias, finest, relu=True)
     weight, bias = patches_of(last.weight, every_tap(3), finest[::4]), to_numpy(last.bias)
-    out |= quantize("h_sq.1", weight, bias, np.full(last.out_channels, 1 / STEP_UNIT)).store("h_sq.1")
+    patches = gather(shuffled(a.astype(np.int8)), AROUND, -RELU_OFFSET)
+    unit = np.full(last.out_channels, 1 / STEP_UNIT)
+    layers.add("h_sq.1", patches, weight, bias, unit, relu_in=True, highest=STEP_PEAK)
     steps = np.exp2(np.arange(-STEP_PEAK, STEP_PEAK + 1) / STEP_UNIT)
-    return {**out, "tables.step": np.rint(2**STEP_BITS * steps).astype(np.int32)}
+    return {**layers.tensors, "tables.step": np.rint(2**STEP_BITS * steps).astype(np.int32)}
 
 
 def _quantize_group(
-    name: str,
+    layers: IntegerLayers,
     group: int,
     context: Context,
     estimator: Estimator,
+    y: Int8,
+    hyper: Int8,
     hyper_unit: Floats,
     reach: dict[nn.Module, Floats],
-    m: int,
-) -> Tensors:
-    out: Tensors = {}
+) -> None:
+    name, m = f"groups.{group}", y.shape[3]
     taps = [(i + 2, j + 2) for i, j in TAPS]
     known = m // 2 if group else 0
     weight = np.concatenate(
         [patches_of(context.conv.weight, taps, np.ones(m)), patches_of(context.conv.weight, [(2, 2)], np.ones(known))]
     )
     bias = to_numpy(context.conv.bias)
-    layer = quantize(name, weight, bias, free_unit(weight, bias, reach[context], SIGNED_PEAK))
-    out |= layer.store(f"{name}.context")
+    context_unit = free_unit(weight, bias, reach[context], SIGNED_PEAK)
+    seen = np.concatenate([gather(y, TAPS), y[:, :, :, :known]], 3)
+    a = layers.add(f"{name}.context", seen, weight, bias, context_unit).astype(np.int8)
 
     fixed = parameter_units(estimator)
     head = [c for c in estimator.head if isinstance(c, nn.Conv2d)]
-    inputs = np.concatenate([layer.unit, hyper_unit])
-    out |= _quantize_stack(f"{name}.", head, inputs, np.zeros(len(inputs)), fixed, reach)
+    unit = np.concatenate([context_unit, hyper_unit])
+    p = _quantize_stack(
+        layers, f"{name}.", head, np.concatenate([a, hyper], 3), unit, np.zeros(len(unit)), fixed, reach
+    )
     if estimator.residual is not None:
         steps = reach[head[-1]] / fixed
-        shift = np.maximum(0, np.ceil(np.log2(np.maximum(steps, 1) / SIGNED_PEAK)))
-        out[f"{name}.branch.shift"] = shift.astype(np.int8)
+        shift = np.maximum(0, np.ceil(np.log2(np.maximum(steps, 1) / SIGNED_PEAK))).astype(np.int32)
+        layers.tensors[f"{name}.branch.shift"] = shift.astype(np.int8)
         branch = [c for c in estimator.residual if isinstance(c, nn.Conv2d)]
+        a = clamp(p >> shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
         # shifting rounds down, so an integer a stands for a + 1/2 steps
         offset = np.where(shift > 0, 0.5, 0.0)
-        out |= _quantize_stack(f"{name}.branch.", branch, fixed * np.exp2(shift), offset, fixed, reach)
-    return out
+        _quantize_stack(layers, f"{name}.branch.", branch, a, fixed * np.exp2(shift), offset, fixed, reach)
 
 
 def _quantize_stack(
+    layers: IntegerLayers,
     prefix: str,
     convolutions: list[nn.Conv2d],
+    a: Int8,
     unit: Floats,
     offset: Floats,
     last_unit: Floats,
     reach: dict[nn.Module, Floats],
-) -> Tensors:
-    """Three 1x1 layers; inputs are integers plus `offset`, times `unit`."""
-    out: Tensors = {}
-    for label, conv in zip(("first", "second", "third"), convolutions, strict=True):
+) -> Int32:
+    """Add three 1x1 layers; inputs are integers plus `offset`, times `unit`."""
+    first, second, third = convolutions
+    for label, conv in (("first", first), ("second", second)):
         weight = patches_of(conv.weight, [(0, 0)], unit)
         bias = to_numpy(conv.bias) + offset @ weight
-        fixed = label == "third"
-        layer = quantize(
-            prefix + label, weight, bias, last_unit if fixed else free_unit(weight, bias, reach[conv], RELU_PEAK)
-        )
-        out |= layer.store(prefix + label)
-        unit, offset = layer.unit, np.zeros(len(layer.unit))
-    return out
+        unit = free_unit(weight, bias, reach[conv], RELU_PEAK)
+        a = layers.add(prefix + label, a, weight, bias, unit, conv is second, relu=True).astype(np.int8)
+        offset = np.zeros(len(unit))
+    weight = patches_of(third.weight, [(0, 0)], unit)
+    return layers.add(
+        prefix + "third", a, weight, to_numpy(third.bias), last_unit, relu_in=True, highest=PARAMETER_PEAK
+    )
 
 
 def parameter_units(estimator: Estimator) -> Floats:

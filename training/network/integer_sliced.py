@@ -5,52 +5,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from submission.integer import RELU_PEAK, SIGNED_PEAK
-from submission.latent_coding import Tensors
+from submission.integer import RELU_OFFSET, RELU_PEAK, SIGNED_PEAK, Int8, Int32, clamp
+from submission.latent_coding import PARAMETER_PEAK, Tensors
 from submission.mixture import MEAN_UNIT
 from submission.sliced_coding import SPATIAL_TAPS
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
 from training.network.integer import (
-    Floats,
     Recorder,
     every_tap,
-    free_unit,
     gaussian_units,
     patches_of,
     prior_rows,
-    quantize,
     quantize_h_s,
     tables,
     to_numpy,
 )
+from training.network.rounding import Floats, IntegerLayers, free_unit, gather
 
 #: Contexts see values up to this many times what the calibrating pictures have.
 HEADROOM = 1.25
 
 
 def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors:
-    """Integer tensors of `model`, the ranges of its activations taken from latents y_hat and z_hat as a decoder finds
-    them."""
+    """Integer tensors of `model`. Latents y_hat and z_hat, as a decoder finds them, tell the ranges of its activations,
+    and how they depend on each other."""
     recorder = Recorder(model)
     with torch.no_grad():
         model.parameters_of(y_hat, z_hat)
-    reach = recorder.reach
+    reach, layers = recorder.reach, IntegerLayers()
     fixed = gaussian_units(model.config.M) if model.config.entropy == "hyper" else None
-    out, hyper_unit = quantize_h_s(model.h_s, reach, fixed)
+    hyper, hyper_unit = quantize_h_s(layers, model.h_s, reach, z_hat, fixed)
     shift = seen_shift(model, y_hat)
-    seen_unit = np.exp2(shift) / MEAN_UNIT
-    out |= {**tables(), "prior": prior_rows(model.prior, float(z_hat.abs().max())), "seen.shift": shift}
+    seen, seen_unit = _seen(y_hat, shift), np.exp2(shift) / MEAN_UNIT
     for k, (span, part) in enumerate(zip(model.spans, model.slices, strict=True)):
         name = f"slices.{k}"
         if isinstance(part, ChannelSlice):
-            halves = np.split(hyper_unit, 2)
+            halves = zip(np.split(hyper, 2, axis=3), np.split(hyper_unit, 2), strict=True)
             units = np.split(gaussian_units(span.stop - span.start), 2)
-            for label, net, half, fixed in zip(("mean", "scale"), (part.mean, part.scale), halves, units, strict=True):
-                inputs = np.concatenate([half, seen_unit[: part.known]])
-                out |= _quantize_stack(f"{name}.{label}", net, inputs, reach, fixed)[0]
+            nets = zip(("mean", "scale"), (part.mean, part.scale), halves, units, strict=True)
+            for label, net, (half, unit), fixed in nets:
+                inputs = np.concatenate([half, seen[:, :, :, : part.known]], 3)
+                worth = np.concatenate([unit, seen_unit[: part.known]])
+                _quantize_stack(layers, f"{name}.{label}", net, inputs, worth, reach, fixed)
         if isinstance(part, SpaceChannelSlice):
-            out |= _quantize_space_channel(name, part, hyper_unit, seen_unit[: span.stop], reach)
-    return out
+            visible = seen[:, :, :, : span.stop]
+            _quantize_space_channel(layers, name, part, hyper, hyper_unit, visible, seen_unit[: span.stop], reach)
+    prior = prior_rows(model.prior, float(z_hat.abs().max()))
+    return {**layers.tensors, **tables(), "prior": prior, "seen.shift": shift}
 
 
 def seen_shift(model: SlicedModel, y_hat: Tensor) -> NDArray[np.int8]:
@@ -63,37 +64,62 @@ def seen_shift(model: SlicedModel, y_hat: Tensor) -> NDArray[np.int8]:
     return shift
 
 
+def _seen(y_hat: Tensor, shift: NDArray[np.int8]) -> Int8:
+    """What contexts see of y_hat [B, M, h, w]: [B, h, w, M]."""
+    steps = np.rint(to_numpy(y_hat) * MEAN_UNIT).astype(np.int32).transpose(0, 2, 3, 1)
+    half = (1 << shift.astype(np.int32)) >> 1
+    return clamp((steps + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
+
+
 def _quantize_space_channel(
-    name: str, part: SpaceChannelSlice, hyper_unit: Floats, seen_unit: Floats, reach: dict[nn.Module, Floats]
-) -> Tensors:
-    out: Tensors = {}
-    known, own = seen_unit[: -part.channels], seen_unit[-part.channels :]
-    units = []
-    if part.channel is not None:
-        tensors, unit = _quantize_stack(f"{name}.channel", part.channel, known, reach, None)
-        out |= tensors
-        units.append(unit)
+    layers: IntegerLayers,
+    name: str,
+    part: SpaceChannelSlice,
+    hyper: Int8,
+    hyper_unit: Floats,
+    seen: Int8,
+    seen_unit: Floats,
+    reach: dict[nn.Module, Floats],
+) -> None:
+    known = seen.shape[3] - part.channels
     taps = [(i + 2, j + 2) for i, j in SPATIAL_TAPS]
-    weight, bias = patches_of(part.spatial.weight, taps, own), to_numpy(part.spatial.bias)
-    spatial = quantize(f"{name}.spatial", weight, bias, free_unit(weight, bias, reach[part.spatial], SIGNED_PEAK))
-    out |= spatial.store(f"{name}.spatial")
-    inputs = np.concatenate([spatial.unit, *units, hyper_unit])
-    tensors, _ = _quantize_stack(f"{name}.aggregate", part.aggregate, inputs, reach, gaussian_units(part.channels))
-    return out | tensors
+    weight, bias = patches_of(part.spatial.weight, taps, seen_unit[known:]), to_numpy(part.spatial.bias)
+    spatial_unit = free_unit(weight, bias, reach[part.spatial], SIGNED_PEAK)
+    neighbours = gather(np.ascontiguousarray(seen[:, :, :, known:]), SPATIAL_TAPS)
+    spatial = layers.add(f"{name}.spatial", neighbours, weight, bias, spatial_unit).astype(np.int8)
+    spatial[:, np.add.outer(np.arange(seen.shape[1]), np.arange(seen.shape[2])) % 2 == 0] = 0  # the first pass has none
+    inputs, units = [spatial], [spatial_unit]
+    if part.channel is not None:
+        made, unit = _quantize_stack(
+            layers, f"{name}.channel", part.channel, seen[:, :, :, :known], seen_unit[:known], reach, None
+        )
+        inputs, units = [*inputs, made.astype(np.int8)], [*units, unit]
+    a, worth = np.concatenate([*inputs, hyper], 3), np.concatenate([*units, hyper_unit])
+    _quantize_stack(layers, f"{name}.aggregate", part.aggregate, a, worth, reach, gaussian_units(part.channels))
 
 
 def _quantize_stack(
-    name: str, stack: nn.Sequential, unit: Floats, reach: dict[nn.Module, Floats], fixed: Floats | None
-) -> tuple[Tensors, Floats]:
-    """Three layers with ReLU between them: their tensors, and the unit of the outputs (`fixed`, or a free one)."""
-    out: Tensors = {}
-    layers = [layer for layer in stack if isinstance(layer, nn.Conv2d)]
-    for k, layer in enumerate(layers):
-        last = k == len(layers) - 1
-        weight = patches_of(layer.weight, every_tap(layer.kernel_size[0]), unit)
+    layers: IntegerLayers,
+    name: str,
+    stack: nn.Sequential,
+    a: Int8,
+    unit: Floats,
+    reach: dict[nn.Module, Floats],
+    fixed: Floats | None,
+) -> tuple[Int32, Floats]:
+    """Add three layers with ReLU between them. Returns the calibrating outputs and their unit (`fixed`, or a free
+    one)."""
+    convolutions = [layer for layer in stack if isinstance(layer, nn.Conv2d)]
+    for k, layer in enumerate(convolutions):
+        last = k == len(convolutions) - 1
+        kernel = layer.kernel_size[0]
+        weight = patches_of(layer.weight, every_tap(kernel), unit)
         bias = to_numpy(layer.bias)
         finest = free_unit(weight, bias, reach[layer], SIGNED_PEAK if last else RELU_PEAK)
-        made = quantize(f"{name}.{k}", weight, bias, fixed if last and fixed is not None else finest)
-        out |= made.store(f"{name}.{k}")
-        unit = made.unit
-    return out, unit
+        unit = fixed if last and fixed is not None else finest
+        around = [(i - kernel // 2, j - kernel // 2) for i, j in every_tap(kernel)]
+        patches = gather(a, around, -RELU_OFFSET if k else 0)
+        highest = SIGNED_PEAK if fixed is None else PARAMETER_PEAK
+        made = layers.add(f"{name}.{k}", patches, weight, bias, unit, k > 0, not last, highest)
+        a = made.astype(np.int8)
+    return made, unit
