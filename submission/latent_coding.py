@@ -82,6 +82,8 @@ class LatentCoder:
         self.prior = read.int32("prior").astype(np.float64)
         if (self.prior.sum(1) != (1 << CODER_BITS) - self.prior.shape[1]).any() or (self.prior < 0).any():
             raise WeightsError("prior of z: rows do not sum to the coder's total")
+        if self.prior.shape[1] < 3:
+            raise WeightsError("prior of z: fewer than three values")
         self.z_peak = self.prior.shape[1] // 2
         # layers behind which a pixel shuffle doubles the size
         self.shuffles, last = ((1, 3), 4) if config.transforms == "cheng" else ((0, 1), 2)

@@ -44,6 +44,12 @@ def positions(rows: range, width: int) -> tuple[Positions, Positions]:
     return at[0] + rows.start, at[1]
 
 
+def as_seen(latents: Int32, shift: Int32) -> Int8:
+    """Latents [..., C] in 1/64 as contexts see them: shifted right by [C], rounded, in -127..127."""
+    half = (1 << shift) >> 1
+    return clamp((latents + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
+
+
 @dataclass(frozen=True)
 class HyperSlice:
     """All of y, from z alone."""
@@ -131,7 +137,6 @@ class SlicedCoder(LatentCoder):
         self.seen_shift = self.read.int32("seen.shift")
         if self.seen_shift.shape != (config.M,) or self.seen_shift.min() < 0 or self.seen_shift.max() > 6:
             raise WeightsError("seen.shift: not a shift of 0..6 for each channel")
-        self.seen_half = (1 << self.seen_shift) >> 1
         self.spans = spans(config)
         self.slices = [self._slice(k) for k in range(len(self.spans))]
 
@@ -153,12 +158,11 @@ class SlicedCoder(LatentCoder):
         seen, y_hat = np.zeros(shape, np.int8), np.zeros(shape, np.int32)
         y = np.clip(y, -(2**20), 2**20).astype(np.int32) if y is not None else None  # 64 times that fits
         for channels, part in zip(self.spans, self.slices, strict=True):
-            shift, half = self.seen_shift[channels], self.seen_half[channels]
             for rows, columns, p in part.steps(hyper, seen):
                 given = y[rows, columns, channels] * (MEAN_UNIT // self.unit) if y is not None else None
                 found = self._code_step(coder, p, given, (rows, columns))
                 y_hat[rows, columns, channels] = found
-                seen[rows, columns, channels] = clamp((found + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK)
+                seen[rows, columns, channels] = as_seen(found, self.seen_shift[channels])
         return y_hat // (MEAN_UNIT // self.unit)
 
     def _code_step(self, coder: SymbolCoder, p: Int32, given: Int32 | None, at: tuple[Positions, Positions]) -> Int32:

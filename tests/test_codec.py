@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from submission import bitstream, entropy_coding
+from submission import bitstream, entropy_coding, latent_coding
 from submission.codec import Codec
 from submission.coder import Decoder, Encoder
 from submission.config import PRESETS, ModelConfig
@@ -20,7 +20,7 @@ from submission.errors import BitstreamError, ImageError, WeightsError
 from submission.integer import Int32, Linear
 from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
-from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, boundaries, weights_row
+from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, Rows, boundaries, weights_row
 from submission.symbols import CERTAIN, SymbolDecoder, SymbolEncoder, settle
 from tests.conftest import noise_picture, untrained
 
@@ -151,6 +151,14 @@ def test_streams_are_as_long_as_the_model_says(codec: Codec) -> None:
     coded = 8 * len(codec.entropy.encode(y, z)[0])
     assert bits - 8 <= coded <= bits * 1.0005 + 40
 
+    class Checking(Decoder):
+        def decode(self, rows: Rows) -> Int32:
+            assert (rows >= 0).all() and (rows.sum(1) == 2**24 - rows.shape[1]).all()
+            return super().decode(rows)
+
+    with mock.patch.object(latent_coding, "Decoder", Checking):
+        codec.entropy.decode(codec.entropy.encode(y, z)[0], y.shape[:2])
+
 
 def test_integer_model_follows_the_float_model(codec: Codec) -> None:
     """Mixture parameters of the exported integers against those of the network they came from."""
@@ -239,6 +247,9 @@ def test_overflowing_and_incomplete_models_are_refused(codec: Codec, ladder_fold
     broken = {**tensors, "h_s.0.weight": np.full_like(tensors["h_s.0.weight"], 100)}
     with pytest.raises(WeightsError, match="out of range"):
         EntropyCoder(codec.config, broken)
+    for prior in ([[2**24 - 2]], [[2**24 - 2, 0]]):  # whole, but of fewer values than the coder takes
+        with pytest.raises(WeightsError, match="prior of z"):
+            EntropyCoder(codec.config, {**tensors, "prior": np.array(prior, np.int32)})
     del tensors["groups.1.second.bias"]
     with pytest.raises(WeightsError, match=r"groups\.1\.second\.bias"):
         EntropyCoder(codec.config, tensors)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from submission.errors import UserError
-from submission.integer import RELU_OFFSET, WEIGHT_PEAK, Linear
+from submission.integer import RELU_OFFSET, WEIGHT_PEAK, Linear, conv
 from submission.latent_coding import Reader
 from training.network import rounding
 from training.network.rounding import Floats, IntegerLayers, free_unit, gather, round_weights
@@ -59,8 +59,6 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
 
 def test_patches_are_those_of_the_decoder() -> None:
-    from submission.integer import conv
-
     rng = np.random.default_rng(2)
     a = rng.integers(-128, 128, (2, 5, 6, 3), np.int8)
     layer = Linear.build(

@@ -82,13 +82,14 @@ def patches_of(weight: Tensor, taps: list[tuple[int, int]], unit: Floats) -> Flo
     return np.concatenate([whole[:, : len(unit), i, j].T * unit[:, None] for i, j in taps])
 
 
-#: Offsets of a 3x3 convolution, in that order.
-AROUND = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-
-
 def every_tap(kernel: int) -> list[tuple[int, int]]:
     """Taps of a convolution in the order of gathered patches."""
     return [(i, j) for i in range(kernel) for j in range(kernel)]
+
+
+def around(kernel: int) -> list[tuple[int, int]]:
+    """The same as offsets from the middle, for `gather`."""
+    return [(i - kernel // 2, j - kernel // 2) for i, j in every_tap(kernel)]
 
 
 def ungrouped(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
@@ -151,7 +152,7 @@ def quantize_h_s(
         enlarges = transposed or layer in before_shuffle
         if enlarges:
             finest = _shuffled(finest)
-        patches = gather(a, AROUND, -RELU_OFFSET if k else 0)
+        patches = gather(a, around(3), -RELU_OFFSET if k else 0)
         highest = SIGNED_PEAK if last_unit is None else PARAMETER_PEAK
         made = layers.add(f"h_s.{k}", patches, weight, bias, finest, k > 0, not last, highest)
         if not last or last_unit is None:
@@ -184,9 +185,9 @@ def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:
     first, last = (layer for layer in h_sq.modules() if isinstance(layer, nn.Conv2d))
     weight, bias = patches_of(first.weight, every_tap(3), np.ones(first.in_channels)), to_numpy(first.bias)
     finest = _shuffled(free_unit(weight, bias, recorder.reach[first], RELU_PEAK))
-    a = layers.add("h_sq.0", gather(integers_of(z_hat), AROUND), weight, bias, finest, relu=True)
+    a = layers.add("h_sq.0", gather(integers_of(z_hat), around(3)), weight, bias, finest, relu=True)
     weight, bias = patches_of(last.weight, every_tap(3), finest[::4]), to_numpy(last.bias)
-    patches = gather(shuffled(a.astype(np.int8)), AROUND, -RELU_OFFSET)
+    patches = gather(shuffled(a.astype(np.int8)), around(3), -RELU_OFFSET)
     unit = np.full(last.out_channels, 1 / STEP_UNIT)
     layers.add("h_sq.1", patches, weight, bias, unit, relu_in=True, highest=STEP_PEAK)
     steps = np.exp2(np.arange(-STEP_PEAK, STEP_PEAK + 1) / STEP_UNIT)

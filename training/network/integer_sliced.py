@@ -5,13 +5,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from submission.integer import RELU_OFFSET, RELU_PEAK, SIGNED_PEAK, Int8, Int32, clamp
+from submission.integer import RELU_OFFSET, RELU_PEAK, SIGNED_PEAK, Int8, Int32
 from submission.latent_coding import PARAMETER_PEAK, Tensors
 from submission.mixture import MEAN_UNIT
-from submission.sliced_coding import SPATIAL_TAPS
+from submission.sliced_coding import SPATIAL_TAPS, as_seen
 from submission.sliced_model import ChannelSlice, SlicedModel, SpaceChannelSlice
 from training.network.integer import (
     Recorder,
+    around,
     every_tap,
     gaussian_units,
     patches_of,
@@ -36,7 +37,8 @@ def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors
     fixed = gaussian_units(model.config.M) if model.config.entropy == "hyper" else None
     hyper, hyper_unit = quantize_h_s(layers, model.h_s, reach, z_hat, fixed)
     shift = seen_shift(model, y_hat)
-    seen, seen_unit = _seen(y_hat, shift), np.exp2(shift) / MEAN_UNIT
+    in_64ths = np.rint(to_numpy(y_hat) * MEAN_UNIT).astype(np.int32).transpose(0, 2, 3, 1)
+    seen, seen_unit = as_seen(in_64ths, shift.astype(np.int32)), np.exp2(shift) / MEAN_UNIT
     for k, (span, part) in enumerate(zip(model.spans, model.slices, strict=True)):
         name = f"slices.{k}"
         if isinstance(part, ChannelSlice):
@@ -64,13 +66,6 @@ def seen_shift(model: SlicedModel, y_hat: Tensor) -> NDArray[np.int8]:
     return shift
 
 
-def _seen(y_hat: Tensor, shift: NDArray[np.int8]) -> Int8:
-    """What contexts see of y_hat [B, M, h, w]: [B, h, w, M]."""
-    steps = np.rint(to_numpy(y_hat) * MEAN_UNIT).astype(np.int32).transpose(0, 2, 3, 1)
-    half = (1 << shift.astype(np.int32)) >> 1
-    return clamp((steps + half) >> shift, -SIGNED_PEAK, SIGNED_PEAK).astype(np.int8)
-
-
 def _quantize_space_channel(
     layers: IntegerLayers,
     name: str,
@@ -85,7 +80,7 @@ def _quantize_space_channel(
     taps = [(i + 2, j + 2) for i, j in SPATIAL_TAPS]
     weight, bias = patches_of(part.spatial.weight, taps, seen_unit[known:]), to_numpy(part.spatial.bias)
     spatial_unit = free_unit(weight, bias, reach[part.spatial], SIGNED_PEAK)
-    neighbours = gather(np.ascontiguousarray(seen[:, :, :, known:]), SPATIAL_TAPS)
+    neighbours = gather(seen[:, :, :, known:], SPATIAL_TAPS)
     spatial = layers.add(f"{name}.spatial", neighbours, weight, bias, spatial_unit).astype(np.int8)
     spatial[:, np.add.outer(np.arange(seen.shape[1]), np.arange(seen.shape[2])) % 2 == 0] = 0  # the first pass has none
     inputs, units = [spatial], [spatial_unit]
@@ -117,8 +112,7 @@ def _quantize_stack(
         bias = to_numpy(layer.bias)
         finest = free_unit(weight, bias, reach[layer], SIGNED_PEAK if last else RELU_PEAK)
         unit = fixed if last and fixed is not None else finest
-        around = [(i - kernel // 2, j - kernel // 2) for i, j in every_tap(kernel)]
-        patches = gather(a, around, -RELU_OFFSET if k else 0)
+        patches = gather(a, around(kernel), -RELU_OFFSET if k else 0)
         highest = SIGNED_PEAK if fixed is None else PARAMETER_PEAK
         made = layers.add(f"{name}.{k}", patches, weight, bias, unit, k > 0, not last, highest)
         a = made.astype(np.int8)
