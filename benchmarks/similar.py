@@ -9,8 +9,8 @@ import numpy as np
 
 from submission.console import progress, run
 from submission.errors import UserError
-from submission.files import SUFFIXES, read_image
-from training.data.similar import LARGEST_DISTANCE, distances, fingerprints, look
+from submission.files import read_image
+from training.data.similar import LARGEST_DISTANCE, distances, fingerprints, look, pictures_below
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--others", type=Path, nargs="+", default=[], metavar="FOLDER")
     options = parser.parse_args()
-    paths = sorted(p for folder in options.folders for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    paths, beside = ([p for folder in f for p in pictures_below(folder)] for f in (options.folders, options.others))
     if len(paths) < 2:
         raise UserError("give folders with two pictures or more")
     looks = [look(read_image(path)) for path in progress(paths, "reading")]
@@ -32,8 +32,8 @@ def main() -> int:
     print(f"{len(paths):,} pictures, {len(apart):,} pairs: the nearest {apart.min()} bits apart")
     counted = " ".join(f"{k}:{n}" for k, n in enumerate(few) if n)
     print(f"pairs by bits: {counted}; up to {LARGEST_DISTANCE} count as copies")
-    if options.others:
-        others = [found.look for _, found in fingerprints(options.others)]
+    if beside:
+        others = [found.look for _, found in fingerprints(beside)]
         print(f"nearest to {len(others) // 8} others in eight orientations: {distances(looks, others).min()}")
     return 0
 

@@ -7,10 +7,8 @@ appears whole or not at all, and the same input gives the same bytes.
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ from ratecontrol.decoder import MAX_DECODER_BYTES, check_size, write, write_deco
 from submission.bitstream import read_header
 from submission.console import progress, run
 from submission.errors import BitstreamError, UserError
-from submission.files import list_images, make_folder, read_image
+from submission.files import exchange, list_images, make_folder, read_image
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 MANIFEST = "manifest.json"
@@ -131,28 +129,6 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Mode and bytes of every file under `folder`, by relative path."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder): (path.stat().st_mode, path.read_bytes()) for path in files}
-
-
-#: renameat2(2): relative paths start at the current folder; swap the two.
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Swap two folders of one file system in a single step, so that a kill leaves the old one or the new one.
-
-    Where the system cannot, the other is moved aside first, to a visible neighbour: then a kill in between leaves
-    both, and no folder in place.
-    """
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    paths = os.fsencode(one), os.fsencode(other)
-    if rename and rename(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0:
-        return
-    aside = other.with_name(f"{other.name}.old")
-    if aside.exists():
-        raise UserError(f"{aside}: left by an interrupted run; move it to {other.name} or delete it")
-    other.rename(aside)
-    one.rename(other)
-    aside.rename(one)
 
 
 @contextlib.contextmanager

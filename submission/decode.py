@@ -1,9 +1,7 @@
 """Decompress streams: photo.clic -> DIR/photo.png. Without arguments: every stream in the current folder."""
 
 import argparse
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,29 +9,16 @@ import torch
 from submission import __version__
 from submission.console import DISK_FULL, fail, program, progress, run
 from submission.cores import given_cores
-from submission.errors import UserError
+from submission.errors import UserError, guarded
 from submission.files import Picture, list_files, make_folder, write_png
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 SUFFIX = ".clic"
 
 
-@contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """Turn whatever keeps one stream from being read and decoded into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(error.strerror or str(error)) from None
-    except MemoryError:
-        raise UserError("not enough memory for this picture") from None
-    except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
-        raise UserError(f"cannot be decoded here: {str(error).splitlines()[0]}") from None
-
-
 def decompress(ladder: Ladder, path: Path) -> Picture:
     """The picture of the stream in `path`. UserError for whatever keeps this one from being decoded."""
-    with guarded():
+    with guarded("decoded"):
         return ladder.decompress(path.read_bytes())
 
 

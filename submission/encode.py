@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from submission.console import fail, program, progress, run
-from submission.errors import ImageError
+from submission.errors import ImageError, UserError, guarded
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 from submission.target import Target, compress_under
@@ -19,13 +19,12 @@ def compress(ladder: Ladder, path: Path, quality: int, target: Target | None) ->
     """The picture in `path`, the quality it got, and its stream. ImageError for what keeps it from being encoded."""
     picture = read_image(path)
     try:
-        if target:
-            return picture, *compress_under(ladder, picture, target)
-        return picture, quality, ladder.codec(quality).compress(picture)
-    except ImageError as error:
+        with guarded("encoded"):
+            if target:
+                return picture, *compress_under(ladder, picture, target)
+            return picture, quality, ladder.codec(quality).compress(picture)
+    except UserError as error:
         raise ImageError(f"{path}: {error}") from None
-    except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
-        raise ImageError(f"{path}: cannot be encoded here: {str(error).splitlines()[0]}") from None
 
 
 def main() -> int:

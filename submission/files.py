@@ -1,6 +1,7 @@
 """Pictures in, files out: reading any picture as 8-bit RGB, and writing files that are whole or absent."""
 
 import contextlib
+import ctypes
 import io
 import os
 import tempfile
@@ -28,9 +29,10 @@ MAX_PIXELS = 8192 * 8192
 def read_image(path: Path) -> Picture:
     """The picture that a person sees in `path`, as uint8 H x W x 3 in sRGB.
 
-    EXIF rotation is applied, an embedded ICC profile is converted to sRGB, grey, palette and CMYK become RGB and
-    16-bit samples are rounded to 8. Raises ImageError for anything unreadable, for real transparency (flatten it
-    first: a decoded picture has no alpha) and for sides over 65535 or more than 67 million pixels.
+    EXIF rotation is applied, an embedded ICC profile is converted to sRGB, grey, palette and CMYK become RGB. Of 16
+    bits a sample 8 are left: grey is rounded, colours are cut off by Pillow. Raises ImageError for anything unreadable,
+    for real transparency (flatten it first: a decoded picture has no alpha) and for sides over 65535 or more than 67
+    million pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -48,7 +50,9 @@ def read_image(path: Path) -> Picture:
         raise ImageError(f"{path}: is a folder, not a picture") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels; split the picture first") from None
-    except (OSError, ValueError, SyntaxError, EOFError, ImageCms.PyCMSError) as error:
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory for this picture") from None
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
         raise ImageError(f"{path}: not a readable picture ({error})") from None
 
 
@@ -63,23 +67,40 @@ def as_rgb(path: Path | str, picture: Image.Image) -> Picture:
     """The pixels of `picture`, which errors call `path`, as `read_image` gives them, not rotated."""
     if picture.mode in ("I", "F"):
         raise ImageError(f"{path}: {picture.mode} samples have no defined white; convert to 8 or 16 bits first")
+    profile = picture.info.get("icc_profile")
+    if picture.has_transparency_data and _is_transparent(picture):
+        raise ImageError(f"{path}: has transparent pixels, which a decoded PNG cannot show; flatten it first")
     if picture.mode.startswith("I;16"):
         # 16-bit grey: 65535 is white, so 257 steps a level; Pillow's own convert() would clip instead
-        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() != (255, 255):
-            raise ImageError(f"{path}: has transparent pixels, which a decoded PNG cannot show; flatten it first")
-    profile = picture.info.get("icc_profile")
-    if profile and picture.mode in ("RGB", "RGBA", "L", "CMYK"):
-        base = picture.convert("RGB") if picture.mode == "RGBA" else picture
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" not in ImageCms.getProfileDescription(source):
-            converted = ImageCms.profileToProfile(base, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            assert converted is not None
-            picture = converted
+        picture = Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    elif picture.mode not in SPACES:
+        picture = picture.convert("L" if picture.mode in ("1", "LA", "La") else "RGB")
+    if profile:
+        try:
+            picture = _to_srgb(picture, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        except (OSError, ImageCms.PyCMSError) as error:
+            raise ImageError(f"{path}: its colour profile cannot be used ({error}); remove it") from None
     return np.array(picture.convert("RGB"), dtype=np.uint8)
+
+
+#: The colour space of a profile that fits each mode.
+SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    """Whether any pixel is not opaque."""
+    if picture.mode.startswith("I;16"):  # the one shade that is
+        return bool((np.asarray(picture) == picture.info["transparency"]).any())
+    return picture.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+
+
+def _to_srgb(picture: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """A picture of one of SPACES; a profile for another space is not about its samples and says nothing."""
+    if profile.profile.xcolor_space != SPACES[picture.mode] or "sRGB" in ImageCms.getProfileDescription(profile):
+        return picture
+    converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    assert converted is not None
+    return converted
 
 
 def list_files(inputs: list[Path], suffixes: set[str], what: str) -> list[Path]:
@@ -140,3 +161,25 @@ def make_folder(path: Path) -> Path:
         raise UserError(f"{path}: exists and is not a folder")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+#: renameat2(2): relative paths start at the current folder; swap the two.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders of one file system in a single step, so that a kill leaves the old one or the new one.
+
+    Where the system cannot, the other is moved aside first, to a visible neighbour: then a kill in between leaves
+    both, and no folder in place.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    paths = os.fsencode(one), os.fsencode(other)
+    if rename and rename(AT_FDCWD, paths[0], AT_FDCWD, paths[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = other.with_name(f"{other.name}.old")
+    if aside.exists():
+        raise UserError(f"{aside}: left by an interrupted run; move it to {other.name} or delete it")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from submission import bitstream
 from submission.console import program, run
-from submission.decode import guarded
-from submission.errors import UserError
+from submission.errors import UserError, guarded
 from submission.files import Picture, write_bytes
 from submission.integer import Int32
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
@@ -193,7 +192,7 @@ def main() -> int:
         raise UserError(f"{options.map}: the map is a PNG; give a name that ends in .png")
     ladder = Ladder.load(options.weights)
     try:
-        with guarded():
+        with guarded("decoded"):
             stream = options.stream.read_bytes()
             found = inspect(ladder, stream)
             picture = ladder.decompress(stream) if options.map else None

@@ -18,8 +18,8 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from submission import bitstream
-from submission.decode import SUFFIX, guarded
-from submission.errors import BitstreamError, UserError
+from submission.decode import SUFFIX
+from submission.errors import BitstreamError, UserError, guarded
 from submission.files import as_rgb
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
@@ -37,10 +37,10 @@ def ladder(weights: Path) -> Ladder:
 
 
 @contextlib.contextmanager
-def _as_pillow() -> Iterator[None]:
+def _as_pillow(doing: str = "decoded") -> Iterator[None]:
     """Raise our errors as Pillow's formats raise theirs."""
     try:
-        with guarded():
+        with guarded(doing):
             yield
     except UserError as error:
         raise OSError(str(error)) from None
@@ -91,7 +91,7 @@ class ClicImageFile(ImageFile.ImageFile):
 def _save(image: Image.Image, file: IO[bytes], name: str | bytes) -> None:
     """Compress, as `submission.encode` does: as 8-bit sRGB, without real transparency."""
     options = getattr(image, "encoderinfo", {})
-    with _as_pillow():
+    with _as_pillow("encoded"):
         models = ladder(WEIGHTS)
         quality = options.get("quality")
         if quality is None:

@@ -1,5 +1,6 @@
 """Pictures in, streams and PNGs out: what is accepted, what is refused, and that nothing is left half-written."""
 
+import ctypes
 import io
 import os
 import shutil
@@ -11,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from submission import encode
+from submission.codec import Codec
 from submission.errors import ImageError, UserError
-from submission.files import list_images, read_image, write_bytes, write_png
+from submission.files import Picture, exchange, list_images, read_image, write_bytes, write_png
+from tests.commands import assert_refused, call
 from tests.conftest import ROOT, noise_picture, run_module
 
 RGB = noise_picture(20, 30)
@@ -42,6 +46,46 @@ def test_16_bit_grey_is_rounded_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(found[0, :, 0], np.rint(values[0] / 257))
 
 
+def profile(**changes: object) -> bytes:
+    """Of sRGB, or where `space` says so of grey: as Pillow's own profiles have it, with the space's name changed."""
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if changes.get("space") == "GRAY":
+        made[16:20] = b"GRAY"
+    return bytes(made)
+
+
+def test_a_profile_for_other_samples_says_nothing(tmp_path: Path) -> None:
+    grey = Image.fromarray(RGB[:, :, 0])
+    expected = np.repeat(RGB[:, :, :1], 3, 2)
+    assert np.array_equal(read_image(save(tmp_path / "a.png", grey, icc_profile=profile())), expected)
+    opaque = Image.merge("LA", [grey, Image.new("L", grey.size, 255)])
+    assert np.array_equal(read_image(save(tmp_path / "b.png", opaque, icc_profile=profile())), expected)
+    foreign = profile(space="GRAY")
+    assert np.array_equal(read_image(save(tmp_path / "c.png", Image.fromarray(RGB), icc_profile=foreign)), RGB)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_a_profile_of_other_primaries_is_converted(tmp_path: Path, mode: str) -> None:
+    """With red and blue swapped, sRGB's own profile makes red of blue."""
+    swapped = bytearray(profile())
+    red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")
+    swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    swapped = bytearray(
+        bytes(swapped).replace(b"sRGB", b"xRGB").replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))
+    )
+    blue_picture = Image.new("RGB", (20, 20), (0, 0, 255)).convert(mode)
+    found = read_image(save(tmp_path / "a.png", blue_picture, icc_profile=bytes(swapped)))
+    assert found[0, 0, 0] > 250 and found[0, 0, 2] < 5
+
+
+def test_a_transparent_shade_of_16_bit_grey_is_refused_where_it_occurs(tmp_path: Path) -> None:
+    values = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    path = save(tmp_path / "a.png", Image.fromarray(values), transparency=399)
+    with pytest.raises(ImageError, match="flatten"):
+        read_image(path)
+    assert read_image(save(path, Image.fromarray(values), transparency=400)).shape == (20, 20, 3)
+
+
 def test_transparency_is_refused_unless_it_shows_nothing(tmp_path: Path) -> None:
     opaque = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
     assert np.array_equal(read_image(save(tmp_path / "a.png", Image.fromarray(opaque))), RGB)
@@ -69,6 +113,12 @@ def test_icc_profiles_are_converted(tmp_path: Path) -> None:
 def test_cmyk_is_read(tmp_path: Path) -> None:
     picture = Image.fromarray(RGB).convert("CMYK")
     assert read_image(save(tmp_path / "a.tif", picture)).shape == RGB.shape
+
+
+def test_a_damaged_exif_block_costs_one_picture(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(RGB), exif=b"MM\0*")
+    with pytest.raises(ImageError, match=r"a\.png: not a readable picture"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated", "folder", "float"])
@@ -123,6 +173,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_exchange_leaves_one_or_the_other(tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = tmp_path / "new", tmp_path / "sub mission"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    if not swaps:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    exchange(new, old)
+    assert ((new / "name").read_text(), (old / "name").read_text()) == ("sub mission", "new")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_interrupted_exchange_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    for name in ("new", "target", "target.old"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"target\.old"):
+        exchange(tmp_path / "new", tmp_path / "target")
+    assert (tmp_path / "target").exists()
 
 
 def test_png_is_lossless(tmp_path: Path) -> None:
@@ -183,3 +255,26 @@ def test_a_full_disk_leaves_nothing_behind(ladder_folder: Path, pictures: Path, 
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "free some space" in one_line(result)
     assert list(out.iterdir()) == []
+
+
+def test_one_picture_too_large_for_memory_spares_the_others(
+    ladder_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress = Codec.compress
+
+    def scarce(self: Codec, picture: Picture) -> bytes:
+        if picture.shape[:2] == np.asarray(Image.open(pictures / "b.png")).shape[:2]:
+            raise MemoryError
+        return compress(self, picture)
+
+    monkeypatch.setattr(Codec, "compress", scarce)
+    result = call(encode.main, pictures, "-o", tmp_path, "--weights", ladder_folder)
+    assert_refused(result, "b.png", "not enough memory")
+    assert sorted(path.name for path in tmp_path.glob("*.clic")) == ["a.clic", "c.clic"]
+
+
+def test_names_that_are_no_text_are_printed(ladder_folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(noise_picture(64, 64)).save(tmp_path / name)
+    made = run_module("submission.encode", tmp_path, "-o", tmp_path, "--bpp", 9, "--weights", ladder_folder)
+    assert made.returncode == 0 and "caf\\udce9.png: quality" in made.stdout, made

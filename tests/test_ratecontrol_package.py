@@ -1,6 +1,5 @@
 """Packaging: a folder that decodes by itself, the same bytes each time, and only what was measured goes in."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 
 from ratecontrol import allocate, measure, package
-from submission.errors import UserError
 from submission.files import read_image
 from submission.ladder import Ladder
 from tests.commands import Result, assert_refused, call
@@ -111,28 +109,6 @@ def test_existing_folders(place: Path, ladder_folder: Path) -> None:
     for mine in ("pictures", "table.streams", "choice.csv"):
         assert_refused(run(place, ladder_folder, "--overwrite", output=mine), "not a submission")
     assert (place / "pictures" / "a.png").exists()
-
-
-@pytest.mark.parametrize("swaps", [True, False])
-def test_exchange_leaves_one_or_the_other(tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    new, old = tmp_path / "new", tmp_path / "sub mission"
-    for folder in (new, old):
-        folder.mkdir()
-        (folder / "name").write_text(folder.name)
-    if not swaps:
-        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
-    package.exchange(new, old)
-    assert ((new / "name").read_text(), (old / "name").read_text()) == ("sub mission", "new")
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_interrupted_exchange_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
-    for name in ("new", "target", "target.old"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=r"target\.old"):
-        package.exchange(tmp_path / "new", tmp_path / "target")
-    assert (tmp_path / "target").exists()
 
 
 def in_choice(old: str, new: str) -> Callable[[Path], None]:

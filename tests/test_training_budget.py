@@ -10,14 +10,13 @@ import torch
 
 from submission.config import PRESETS
 from submission.errors import UserError
-from submission.network import Network
 from tests.training_kit import RECIPE, session
 from training.data.crops import Crops
 from training.loop import train as loop
 from training.loop.options import seconds
 from training.loop.plan import PLANNED, Start, makespan, ready, share_time, tasks
 from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
-from training.loop.train import train
+from training.loop.stage import run_stage
 from training.recipe import RECIPES, WARM_LR, Stage
 
 STAGE = dataclasses.replace(RECIPES["small"].stage("main"), seconds=100.0)
@@ -106,7 +105,7 @@ def test_a_stage_ends_in_time_and_its_model_is_finished(tmp_path: Path, monkeypa
         before = clock.now
         monkeypatch.setattr(loop, "_stop_agreed", lambda *_, before=before: clock.now - before >= 35)
         try:
-            train(Network(PRESETS["tiny"]), stage, 4.0, tmp_path, session(), clock.now)
+            run_stage(PRESETS["tiny"], stage, 4.0, tmp_path, None, session(), clock.now)
             break
         except KeyboardInterrupt:
             clock.now += 3600

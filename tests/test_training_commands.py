@@ -1,6 +1,7 @@
 """The stage scripts and export on a real folder, and what they say to mistakes."""
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from PIL import Image
 
 from tests.commands import Result, assert_refused, call
 from tests.conftest import noise_picture
+from tests.training_kit import killed_after
 from training import export, ladder, plot
-from training.loop import log
+from training.loop import log, train
 from training.loop.stage import main
 
 Stage = Callable[[str], Result]
@@ -78,6 +80,7 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path) -> None:
     assert_refused(call(ladder.main, *of_ladder, "--lmbda", 12), "must include 3")
     assert_refused(call(ladder.main, *of_ladder, "--jobs", 0), "--jobs")
     assert_refused(call(plot.main, tmp_path / "empty", "-o", tmp_path / "x.png"), "no logs")
+    assert_refused(call(plot.main, tmp_path / "empty", "-o", tmp_path / "x.pgn"), "ends in .png")
 
 
 def test_without_tensorboard_one_line_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +101,55 @@ def test_a_ladder_with_a_used_up_budget_says_so(data: Path, tmp_path: Path) -> N
     (run / "time.json").write_text('{"seconds": 100}')
     result = call(ladder.main, "--preset", "tiny", "--data", data, "--run", run, "--time-budget", "1m")
     assert_refused(result, "used up with 10 stages to go")
+
+
+def test_what_is_refused_leaves_the_run_as_it_is(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = ("--lmbda", 4, "--data", data, "--run", run, "--steps", 1, "--no-tensorboard")
+    assert stage("main", *common).code == 0
+    before = contents(run)
+    assert_refused(stage("main", *common[:2], "--data", tmp_path / "no", *common[4:], "--overwrite"), "not a folder")
+    assert_refused(stage("main", *common, "--init", tmp_path / "no", "--overwrite"), "--init")
+    assert_refused(stage("main", "--lmbda", 5, *common[2:], "--resume"), "lambda")
+    assert_refused(stage("main", *common, "--seed", 7, "--resume"), "seed")
+    assert contents(run) == before
+    assert stage("main", *common, "--resume").code == 0  # done already
+    assert contents(run) == before
+
+
+def test_a_trunk_is_ended_by_other_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as have been done are no end: the rate has not fallen."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    common = ("--lmbda", 1, 16, "--data", data, "--run", tmp_path, "--no-tensorboard")
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        assert stage("trunk", *common, "--steps", 100).code == 2
+    assert_refused(stage("trunk", *common, "--steps", 2, "--resume"), "2 steps are done", "--steps 3 or more")
+    assert stage("trunk", *common, "--steps", 4, "--resume").code == 0
+
+
+def test_an_export_that_fails_leaves_the_old_ladder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, weights = tmp_path / "run", tmp_path / "weights"
+    for lmbda in (4, 5):
+        made = stage("main", "--lmbda", lmbda, "--data", data, "--run", run / str(lmbda), "--steps", 1)
+        assert made.code == 0, made.stderr
+    assert call(export.main, run / "4", "-o", weights).code == 0
+    before = contents(weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(export, "exchange", interrupt)
+        assert call(export.main, run / "5", "-o", weights, "--overwrite").code == 130
+    assert contents(weights) == before
+    monkeypatch.chdir(weights)
+    assert call(export.main, run / "5", "-o", ".", "--overwrite").code == 0
+    assert contents(weights) != before and not list(tmp_path.glob(".*.part"))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}

@@ -96,7 +96,7 @@ def test_copies_are_known_again(seed: int, tmp_path: Path) -> None:
 def test_copies_are_known_mirrored_and_rotated(tmp_path: Path) -> None:
     original = smooth(3)
     original.save(tmp_path / "original.png")
-    theirs = [found for _, found in fingerprints([tmp_path])]
+    theirs = [found for _, found in fingerprints([tmp_path / "original.png"])]
     for transform in Image.Transpose:
         copy = original.transpose(transform).resize((350, 280))
         assert find_copies([fingerprint(np.asarray(copy))], theirs), transform
@@ -164,8 +164,12 @@ def test_validation_on_a_folder_of_its_own(folder: Path, tmp_path: Path, capsys:
     pictures = load_pictures([folder], 192, tmp_path, validate=[apart])
     assert len(pictures.train) == 4 and pictures.validation[:, 1:].tolist() == [[300, 400]]
     assert "holiday.jpg (as lighthouse.png)" in capsys.readouterr().err
+    (apart / "broken.png").write_bytes(b"no picture")
+    pictures = load_pictures([folder], 192, tmp_path, validate=[apart])
+    assert len(pictures.train) == 4 and len(pictures.validation) == 1
+    assert "unreadable: broken.png" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match=r"empty: 0 usable pictures"):
         load_pictures([folder], 192, tmp_path, validate=[tmp_path / "empty"])
 
 

@@ -48,3 +48,10 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "main.json").write_text("[1]")
     with pytest.raises(UserError, match="not the record of a stage"):
         read_curves(tmp_path)
+
+
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    write_stage(tmp_path, "main", 4.0, "ms-ssim", [{"step": 5, "seconds": 1800}])
+    (tmp_path / "main.csv").write_text("step,seconds\n5,many\n")
+    with pytest.raises(UserError, match=r"main\.csv: not the log of a stage"):
+        read_curves(tmp_path)

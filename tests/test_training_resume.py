@@ -11,19 +11,18 @@ import torch
 
 from submission.config import PRESETS
 from submission.errors import UserError
-from submission.network import Network
 from tests.training_kit import RECIPE, equal, killed_after, run_all, session, weights
 from training.data.crops import Crops
 from training.loop import train as loop
 from training.loop.checkpoint import load_checkpoint
 from training.loop.soap import SOAP
-from training.loop.train import train
+from training.loop.stage import run_stage
 from training.recipe import STAGES, Stage
 
 
 def train_main(stage: Stage, run: Path, lmbda: float = 4.0) -> None:
-    torch.manual_seed(stage.seed)
-    train(Network(PRESETS["tiny"]), stage, lmbda, run, session(), 0.0)
+    run.mkdir(exist_ok=True)
+    run_stage(PRESETS["tiny"], stage, lmbda, run, None, session(), 0.0)
 
 
 def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

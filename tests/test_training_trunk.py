@@ -20,7 +20,9 @@ from training.loop.train import Learner
 from training.loop.warm_start import initial_weights
 from training.network.conditional import Tables, Trunk
 from training.objective.forward import Pass, forward
+from training.objective.latents import quantize
 from training.objective.loss import Padded
+from training.objective.noise import Noise
 
 STAGE = dataclasses.replace(RECIPE.stage("trunk"), lambdas=(1.0, 64.0), warmup=0, steps=6)
 
@@ -72,6 +74,22 @@ def test_tables_are_interpolated_in_log_lambda() -> None:
     with torch.no_grad():
         tables.scales.copy_(torch.tensor([[1.0], [2.0], [4.0]]))
     assert [round(tables.at(v)[0].item(), 4) for v in (0.1, 1, 2**0.5, 2, 2**1.5, 4, 9)] == [1, 1, 1.5, 2, 3, 4, 4]
+
+
+def test_its_quantizer_anneals_as_that_of_the_main_stage() -> None:
+    torch.manual_seed(1)
+    network = Network(RECIPE.model)
+    y, z = torch.randn(1, RECIPE.model.M, 12, 12), torch.randn(1, RECIPE.model.N, 3, 3)
+    for progress in (0.0, 0.5):
+        main, trunk = (
+            quantize(network, y, z, dataclasses.replace(stage, quantizer="sua"), noise(), progress).y_hat
+            for stage in (RECIPE.stage("main"), STAGE)
+        )
+        assert torch.equal(main, trunk)
+
+
+def noise() -> Noise:
+    return Noise(torch.Generator().manual_seed(1))
 
 
 def test_its_lambdas_are_spread_over_steps_and_processes() -> None:

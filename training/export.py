@@ -17,7 +17,7 @@ from submission.config import ModelConfig
 from submission.console import progress, run
 from submission.entropy_model import EntropyModel
 from submission.errors import UserError
-from submission.files import write_bytes
+from submission.files import exchange, write_bytes
 from submission.ladder import FORMAT, MANIFEST, read_safetensors
 from submission.latent_coding import Tensors
 from submission.network import Network
@@ -91,6 +91,7 @@ def export_ladder(models: list[tuple[Network, float, dict[str, Any], Crops]], ou
 
     `models`: network, lambda, where it comes from (for the manifest), and crops that calibrate it; stored by lambda.
     """
+    output = output.resolve()
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -102,8 +103,9 @@ def export_ladder(models: list[tuple[Network, float, dict[str, Any], Crops]], ou
         manifest = {"format": FORMAT, "models": entries}
         write_bytes(part / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
         if output.exists():
-            shutil.rmtree(output)
-        part.rename(output)
+            exchange(part, output)
+        else:
+            part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

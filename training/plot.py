@@ -4,6 +4,7 @@ was minimised, J = R + lambda D, against hours, with what another day would make
 import argparse
 import csv
 import importlib
+import io
 import json
 import math
 import statistics
@@ -13,7 +14,7 @@ from typing import Any
 
 from submission.console import run
 from submission.errors import UserError
-from submission.files import make_folder
+from submission.files import make_folder, write_bytes
 from training.recipe import STAGES
 
 Row = dict[str, float]
@@ -53,6 +54,8 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="run folder of training.ladder, or of one model")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PNG", help="where to draw it")
     options = parser.parse_args()
+    if options.output.suffix.lower() != ".png":
+        raise UserError(f"{options.output}: the plot is a PNG; give a name that ends in .png")
     draw(read_curves(options.run), options.output)
     print(options.output)
     return 0
@@ -76,8 +79,7 @@ def _curve(folder: Path) -> Curve:
         if path.exists():
             last = rows[-1] if rows else {"step": 0.0, "seconds": 0.0}
             stages[stage] = last["step"]
-            with path.open(newline="") as file:
-                lines = [_numbers(line) for line in csv.DictReader(file)]
+            lines = _numbers(path)
             rows += [{**line, **{name: last[name] + line[name] for name in ("step", "seconds")}} for line in lines]
             lmbda, metric = _record(folder / f"{stage}.json", lmbda, metric)
     name = "trunk" if "trunk" in stages else f"{lmbda:g}"
@@ -95,8 +97,13 @@ def _record(path: Path, lmbda: float, metric: str) -> tuple[float, str]:
         raise UserError(f"{path}: not the record of a stage") from None
 
 
-def _numbers(line: dict[str, str]) -> Row:
-    return {name: float(value) if value else math.nan for name, value in line.items() if name is not None}
+def _numbers(path: Path) -> list[Row]:
+    """The lines of a log; an empty cell is NaN."""
+    try:
+        with path.open(newline="") as file:
+            return [{n: float(v) if v else math.nan for n, v in line.items()} for line in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error):
+        raise UserError(f"{path}: not the log of a stage") from None
 
 
 def draw(curves: list[Curve], output: Path) -> None:
@@ -126,8 +133,9 @@ def draw(curves: list[Curve], output: Path) -> None:
     for axes in (loss, bpp, quality, plane, cost):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    make_folder(output.parent)
-    figure.savefig(output, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    write_bytes(make_folder(output.parent) / output.name, drawn.getvalue())
 
 
 def decibels(msssim: float) -> float:

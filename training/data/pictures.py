@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from submission.console import progress
+from submission.cores import given_cores
 from submission.errors import ImageError, UserError
-from submission.files import SUFFIXES, Picture, make_folder, read_image, write_bytes
+from submission.files import Picture, make_folder, read_image, write_bytes
 from training.data.lock import locked
-from training.data.similar import Fingerprint, find_copies, fingerprint, fingerprints
+from training.data.similar import Fingerprint, find_copies, fingerprint, fingerprints, pictures_below
 
 #: One picture in this many is held out for validation, by content: the split survives renaming and reordering.
 HELD_OUT = 20
@@ -68,21 +68,28 @@ def load_pictures(
     for folder in [*folders, *exclude, *validate]:
         if not folder.is_dir():
             raise UserError(f"{folder}: not a folder of pictures")
-    training = [path for folder in folders for path in _pictures_below(folder)]
-    paths = training + [path for folder in validate for path in _pictures_below(folder)]
+    excluded = []
+    for folder in exclude:
+        below = pictures_below(folder)
+        if not below:
+            raise UserError(f"--exclude {folder}: no pictures there")
+        excluded += below
+    training = [path for folder in folders for path in pictures_below(folder)]
+    paths = training + [path for folder in validate for path in pictures_below(folder)]
     name = f"pictures-{_key(paths)}"
     with locked(make_folder(cache) / ".pictures.lock", "is reading pictures here"):
         index = _read_index(cache / name) or _decode(paths, cache / name)
     entries = index["pictures"]
     _report(index["unreadable"], "unreadable")
+    excluded += [paths[e["order"]] for e in entries if e["order"] >= len(training)]
 
     small = [e for e in entries if min(e["height"], e["width"]) < crop]
     _report([f"{e['name']} ({e['width']}x{e['height']})" for e in small], f"smaller than {crop}")
     entries = [e for e in entries if min(e["height"], e["width"]) >= crop]
     apart = [e for e in entries if e["order"] >= len(training)]
     entries = [e for e in entries if e["order"] < len(training)]
-    if exclude or validate:
-        entries = _without_copies(entries, [*exclude, *validate])
+    if excluded:
+        entries = _without_copies(entries, excluded)
     for found, of, needed in ((entries, folders, 1 if validate else 2), (apart, validate, 1 if validate else 0)):
         if len(found) < needed:
             where = ", ".join(map(str, of))
@@ -97,10 +104,6 @@ def load_pictures(
     # copy-on-write, since torch wants to be allowed to write
     pixels = torch.from_numpy(np.memmap(_samples(cache / name), np.uint8, "c"))
     return Pictures(pixels, places[~held], places[held])
-
-
-def _pictures_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _key(paths: list[Path]) -> str:
@@ -159,7 +162,7 @@ def _decoded(paths: list[Path]) -> Iterator[tuple[Path, tuple[Picture, Fingerpri
             return None
         return picture, fingerprint(picture)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(given_cores()) as pool:
         pending = [pool.submit(read, path) for path in paths[:AHEAD]]
         for k, path in enumerate(paths):
             done = pending.pop(0)
@@ -168,8 +171,8 @@ def _decoded(paths: list[Path]) -> Iterator[tuple[Path, tuple[Picture, Fingerpri
             yield path, done.result()
 
 
-def _without_copies(entries: list[dict[str, Any]], exclude: list[Path]) -> list[dict[str, Any]]:
-    forbidden = fingerprints(exclude)
+def _without_copies(entries: list[dict[str, Any]], excluded: list[Path]) -> list[dict[str, Any]]:
+    forbidden = fingerprints(excluded)
     ours = [Fingerprint(e["pixels"], e["look"]) for e in entries]
     copies = find_copies(ours, [found for _, found in forbidden])
     _report([f"{entries[k]['name']} (as {forbidden[j][0].name})" for k, j in copies.items()], "excluded as copies")

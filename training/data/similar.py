@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from submission.console import progress
-from submission.errors import UserError
 from submission.files import SUFFIXES, Picture, read_image
 
 #: Perceptual hashes that differ in at most this many of 64 bits belong to copies of one picture (docs/training.md).
@@ -49,19 +48,16 @@ def orientations(picture: Picture) -> list[Picture]:
     return [np.ascontiguousarray(p) for q in turned for p in (q, q[:, ::-1])]
 
 
-def fingerprints(folders: list[Path]) -> list[tuple[Path, Fingerprint]]:
-    """Of every picture below `folders` in each orientation.
-
-    UserError for a folder that is none or holds no pictures, or a broken one.
-    """
+def fingerprints(paths: list[Path]) -> list[tuple[Path, Fingerprint]]:
+    """Of every picture of `paths` in each orientation; ImageError for a broken one."""
     found: list[tuple[Path, Fingerprint]] = []
-    for folder in folders:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise UserError(f"--exclude {folder}: no pictures there")
-        for path in progress(paths, "reading pictures to exclude"):
-            found += [(path, fingerprint(picture)) for picture in orientations(read_image(path))]
+    for path in progress(paths, "reading pictures to exclude"):
+        found += [(path, fingerprint(picture)) for picture in orientations(read_image(path))]
     return found
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def find_copies(ours: list[Fingerprint], theirs: list[Fingerprint]) -> dict[int, int]:

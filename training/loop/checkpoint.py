@@ -77,13 +77,13 @@ def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
 
 def _differences(saved: dict[str, Any], stage: Stage) -> list[str]:
     """Names of the settings in which a saved stage differs from `stage`: all but its time, which may be extended, and
-    the steps of a `flat` one, whose end may come sooner or later.
+    the steps of a `flat` one, whose end may come sooner or later, with the warm-up that follows from them.
 
     Settings that came after it was saved have their defaults; those that are gone differ.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(Stage) if f.default is not dataclasses.MISSING}
     was, now = {**defaults, **saved}, dataclasses.asdict(stage)
-    free = {"seconds", "steps"} if stage.schedule == "flat" else {"seconds"}
+    free = {"seconds", "steps", "warmup"} if stage.schedule == "flat" else {"seconds"}
     return [n for n in {**now, **was} if n not in free and was.get(n) != now.get(n)]
 
 

@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib
+import io
 import math
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from submission.files import write_bytes
 from training.objective.forward import HeldOut
 
 FIELDS = (
@@ -45,10 +47,11 @@ class Log:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= step]
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, FIELDS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_bytes(self.path, text.getvalue().encode())
         self.board = _board(str(run / "tensorboard" / stage), step) if tensorboard else None
 
     def write(self, line: Line, held_out: HeldOut | None) -> None:

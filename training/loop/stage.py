@@ -7,6 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from training.data.lock import locked
 from training.data.pictures import Pictures
 from training.loop.checkpoint import load_checkpoint
 from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
+from training.loop.schedule import COOLDOWN
 from training.loop.train import Session, train
 from training.loop.warm_start import initial_trunk, initial_weights
 from training.network.conditional import Trunk
@@ -76,11 +78,9 @@ def main(name: StageName, description: str) -> int:
     if checkpoint.exists() and not (options.resume or options.overwrite):
         raise UserError(f"{checkpoint} exists; give --resume to continue it or --overwrite to start again")
     with join_world() as world:
-        if options.overwrite and world.first:
-            checkpoint.unlink(missing_ok=True)
         pictures = pictures_of(options, stage.crop, world)
         session = Session(pictures, device_of(options), world, not options.no_tensorboard)
-        run_stage(recipe.model, stage, lmbda, options.run, init, session, started)
+        run_stage(recipe.model, stage, lmbda, options.run, init, session, started, options.overwrite)
     return 0
 
 
@@ -109,8 +109,10 @@ def run_stage(
     init: Path | None,
     session: Session,
     started: float | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Train one stage in `run`, from its checkpoint if there is one.
+    """Train one stage in `run`, from its checkpoint if there is one, which `overwrite` deletes; a stage that is done
+    stays as it is. Nothing is written or deleted before all that it is given has been found good.
 
     Trunk and main network start from a model of `init`, or at random; the others start from the stage before in `run`,
     the post-filter's own weights from `init` if there is one (`training.loop.warm_start` tells what `init` may be).
@@ -118,25 +120,45 @@ def run_stage(
     started = time.monotonic() if started is None else started
     if not session.world.first:
         session.world.wait()  # until the first one has written the stage's record: it may have to wait for a lock
-        train(_start(model, stage, lmbda, run, init), stage, lmbda, run, session, started)
+        train(*_start(model, stage, lmbda, run, init), stage, lmbda, run, session, started)
         return
     with locked(run / ".lock", "trains in this folder"):
-        network = _start(model, stage, lmbda, run, init)
-        _write_record(model, stage, lmbda, run, init, session)
-        print(f"stage {stage.name}, model {model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
+        network, state = _start(model, stage, lmbda, run, init, overwrite)
+        if overwrite:
+            (run / f"{stage.name}.pt").unlink(missing_ok=True)
+        done = state is not None and state["done"]
+        if not done or not (run / CALIBRATION).exists():
+            _save_calibration(session.pictures, stage, run / CALIBRATION)
+        if not done:
+            _write_record(model, stage, lmbda, run, init, session)
+            print(f"stage {stage.name}, model {model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
         session.world.wait()
-        train(network, stage, lmbda, run, session, started)
+        train(network, state, stage, lmbda, run, session, started)
 
 
-def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None) -> Network | Trunk:
+def _start(
+    model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None, overwrite: bool = False
+) -> tuple[Network | Trunk, dict[str, Any] | None]:
+    """The network that the stage begins with, and its checkpoint if it is to be continued."""
     torch.manual_seed(stage.seed)
     network = Trunk(model, *stage.lambdas) if stage.lambdas else Network(model)
-    if (run / f"{stage.name}.pt").exists():
-        return network  # `train` loads it
+    checkpoint = run / f"{stage.name}.pt"
+    if checkpoint.exists() and not overwrite:
+        state = load_checkpoint(checkpoint, model, stage, lmbda)
+        if stage.seconds is None and not state["done"] and state["step"] >= stage.steps:
+            enough = math.ceil(state["step"] / (1 - COOLDOWN))
+            raise UserError(f"{checkpoint}: {state['step']} steps are done; give --steps {enough} or more")
+        return network, state
+    _initialise(network, stage, lmbda, run, init)
+    return network, None
+
+
+def _initialise(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, init: Path | None) -> None:
+    model = network.config
     if isinstance(network, Trunk):
         if init is not None and stage.lambdas is not None:
             network.load_state_dict(initial_trunk(init, stage.lambdas, model))
-        return network
+        return
     earlier = stage_before(stage.name, model, run)
     if earlier is not None:
         before = load_checkpoint(run / f"{earlier}.pt", model, None, lmbda)
@@ -150,7 +172,6 @@ def _start(model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path
         elif stage.name == "post_filter":
             part = {k.removeprefix("post_filter."): v for k, v in weights.items() if k.startswith("post_filter.")}
             network.post_filter.load_state_dict(part)
-    return network
 
 
 def stage_before(name: StageName, model: ModelConfig, run: Path) -> StageName | None:
@@ -165,7 +186,7 @@ def stage_before(name: StageName, model: ModelConfig, run: Path) -> StageName | 
 def _write_record(
     model: ModelConfig, stage: Stage, lmbda: float, run: Path, init: Path | None, session: Session
 ) -> None:
-    """Everything that this run was made with, and the crops that calibrate its export."""
+    """Everything that this run was made with."""
     pictures = session.pictures
     record = {
         "model": model.to_json(),
@@ -178,11 +199,10 @@ def _write_record(
         "torch": torch.__version__,
     }
     write_bytes(run / f"{stage.name}.json", json.dumps(record, indent=1).encode())
-    _save_calibration(pictures, stage, run / CALIBRATION)
 
 
 def _save_calibration(pictures: Pictures, stage: Stage, path: Path) -> None:
-    """Some training crops, as uint8 [n, H, W, 3]."""
+    """Some training crops that calibrate the export, as uint8 [n, H, W, 3]."""
     places = random_places(pictures.train, CALIBRATION_CROPS, stage.crop, stage.seed, step=2**40)
     buffer = io.BytesIO()
     np.save(buffer, gather(pictures.pixels, places, stage.crop).permute(0, 2, 3, 1).contiguous().numpy())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from submission.network import Network
 from training.data.crops import Crops
 from training.data.pictures import Pictures
 from training.loop.average import Average
-from training.loop.checkpoint import load_checkpoint, save_checkpoint
+from training.loop.checkpoint import save_checkpoint
 from training.loop.log import Line, Log
 from training.loop.schedule import LOOK_EVERY, Moment, Pace, in_warmup, learning_rate
 from training.loop.soap import SOAP
@@ -132,15 +133,23 @@ class Session:
     report: Callable[[float], None] = lambda progress: None
 
 
-def train(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, session: Session, started: float) -> None:
-    """Run `stage` to its end, continuing from `run`/NAME.pt if that exists; log to `run`/NAME.csv.
+def train(
+    network: Network | Trunk,
+    state: dict[str, Any] | None,
+    stage: Stage,
+    lmbda: float,
+    run: Path,
+    session: Session,
+    started: float,
+) -> None:
+    """Run `stage` to its end, continuing the checkpoint `state` if there is one; save as `run`/NAME.pt, log to
+    `run`/NAME.csv.
 
     With several processes each takes its share of every batch; the first one alone writes. A time budget counts from
     `started` (`time.monotonic`).
     """
     pictures, device, world = session.pictures, session.device, session.world
     checkpoint = run / f"{stage.name}.pt"
-    state = load_checkpoint(checkpoint, network.config, stage, lmbda) if checkpoint.exists() else None
     if state:
         network.load_state_dict(state["network"])
         if state["done"]:

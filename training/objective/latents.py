@@ -35,7 +35,7 @@ def quantize(
     distortion does not depend on it; the distortion's makes what g_s sees. Both take the same noise.
     """
     rate, distortion = terms(stage.quantizer if noise is not None else "ste")
-    annealed = progress if stage.name == "main" else 1.0
+    annealed = progress if stage.name in ("trunk", "main") else 1.0
     tau, decoder_tau = (part.surrogate.anneal(annealed, stage.sharpness) for part in (rate, distortion))
     u = [noise.like(latent) if noise is not None else torch.zeros_like(latent) for latent in (y, z)]
     model, bound = network.entropy_model, stage.scale_bound
