@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ratecontrol import allocate, measure, package
 from ratecontrol.allocation.budget import parse_bpp
+from ratecontrol.decoder import add_wheels
 from submission.console import fail, run
 from submission.errors import UserError
 from submission.ladder import DEFAULT_WEIGHTS
@@ -47,7 +48,7 @@ def main() -> int:
     parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="also refine every encoding, in STEPS")
     parser.add_argument("--factors", default="1", metavar="F,...", help="refine for these multiples of lambda")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of constriction for other Pythons' decoders")
+    add_wheels(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: one a core)")
     options = parser.parse_args()
     for rate in options.bpp:
