@@ -9,14 +9,11 @@ import argparse
 from pathlib import Path
 
 from ratecontrol import allocate, measure, package
-from ratecontrol.allocation.budget import parse_bpp
+from ratecontrol.allocation.budget import RATES, parse_bpp
 from ratecontrol.decoder import add_wheels
 from submission.console import fail, run
 from submission.errors import UserError
 from submission.ladder import DEFAULT_WEIGHTS
-
-#: The rate points of the challenge, in bits per pixel.
-RATES = ("0.075", "0.15", "0.30")
 
 EXAMPLES = """examples:
   python -m ratecontrol.submission photos -o dist
