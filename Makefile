@@ -16,7 +16,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 IMAGES ?=
 REFINE ?=
-RATES ?= 0.075 0.15 0.30
+RATES ?=
 ENGINE ?= docker
 BUILD ?= $(ENGINE) build -t clic-decoder .
 PYTHONS ?= 3.11 3.12 3.13 3.14
@@ -78,7 +78,7 @@ lint: $(TOOLS)
 	$(RUN) -m mypy
 
 submission: $(INSTALLED)
-	$(RUN) -m ratecontrol.submission "$(IMAGES)" -o dist --bpp $(RATES) $(if $(REFINE),--refine $(REFINE)) $(WHEELS)
+	$(RUN) -m ratecontrol.submission "$(IMAGES)" -o dist $(if $(RATES),--bpp $(RATES)) $(if $(REFINE),--refine $(REFINE)) $(WHEELS)
 
 image:
 	$(BUILD) --build-arg VERSION=$(VERSION) --build-arg LADDER=$(LADDER) \

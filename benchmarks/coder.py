@@ -11,8 +11,9 @@ from types import ModuleType
 import torch
 
 from benchmarks.decoder import repeated_stream
+from benchmarks.size import size
 from submission import bitstream, coder_constriction, coder_python, latent_coding
-from submission.codec import Codec, _latent_size
+from submission.codec import Codec, latent_size
 from submission.console import run
 from submission.files import read_image
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
@@ -47,11 +48,11 @@ def use(module: ModuleType, clock: Clock) -> None:
 def compare(codec: Codec, stream: bytes, repeats: int) -> None:
     """Print the table for one stream."""
     header, payload = bitstream.read(stream)
-    size = _latent_size(header.height, header.width)
-    y, z = codec.entropy.decode(payload, size)
+    places = latent_size(header.height, header.width)
+    y, z = codec.entropy.decode(payload, places)
     jobs: dict[str, Callable[[], object]] = {
         "entropy encoding": lambda: codec.entropy.encode(y, z),
-        "entropy decoding": lambda: codec.entropy.decode(payload, size),
+        "entropy decoding": lambda: codec.entropy.decode(payload, places),
         "whole decoder": lambda: codec.decompress(stream),
     }
     rate = 8 * len(stream) / (header.width * header.height)
@@ -79,14 +80,14 @@ def main() -> int:
         epilog="example: python -m benchmarks.coder photo.png --qualities 2 7",
     )
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="whose latents to repeat")
-    parser.add_argument("--size", default="2048x1365", metavar="WxH", help="default: %(default)s")
+    parser.add_argument("--size", type=size, default="2048x1365", metavar="WxH", help="default: %(default)s")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--qualities", type=int, nargs="+", default=[2], metavar="Q", help="models (default: 2)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs each (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ladder, picture = Ladder.load(options.weights), read_image(options.picture)
-    width, height = map(int, options.size.split("x"))
+    width, height = options.size
     for quality in options.qualities:
         codec = ladder.codec(quality)
         compare(codec, repeated_stream(codec, picture, height, width), options.repeats)

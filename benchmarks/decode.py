@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.size import size
 from ratecontrol.allocation.table import write_table
 from submission import entropy_coding, integer
-from submission.codec import Codec
+from submission.codec import Codec, latent_size
 from submission.coder import Decoder
 from submission.config import PRESETS, ModelConfig
 from submission.console import run
@@ -43,7 +44,7 @@ from submission.symbols import SymbolDecoder
 from submission.tiles import post_filter
 from training.export import export_tensors
 
-SIZES = ("768x512", "2048x1365")
+SIZES = ((768, 512), (2048, 1365))
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,7 +217,7 @@ def measure(
     codec: Codec, width: int, height: int, reference: bool, threads: int, transforms: bool
 ) -> list[dict[str, object]]:
     """Rows of the table for one picture size."""
-    size = (-(-height // 64) * 4, -(-width // 64) * 4)
+    size = latent_size(height, width)
     entropy = codec.entropy
     data = sampled_stream(entropy, size)
     rows: list[dict[str, object]] = []
@@ -310,11 +311,10 @@ def measure(
     return rows
 
 
-def _worker(arguments: tuple[str, str | None, int, str, bool, int, bool]) -> list[dict[str, object]]:
-    size, weights, quality, preset, reference, threads, transforms = arguments
+def _worker(arguments: tuple[tuple[int, int], str | None, int, str, bool, int, bool]) -> list[dict[str, object]]:
+    (width, height), weights, quality, preset, reference, threads, transforms = arguments
     codec = Ladder.load(Path(weights)).codec(quality) if weights else random_codec(preset)
-    columns, rows = map(int, size.split("x"))
-    return measure(codec, columns, rows, reference, threads, transforms)
+    return measure(codec, width, height, reference, threads, transforms)
 
 
 def main() -> int:
@@ -324,7 +324,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.decode --preset base charm-zero elic-zero -o decode.csv",
     )
-    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="default: %(default)s")
+    parser.add_argument(
+        "--sizes", type=size, nargs="+", default=SIZES, metavar="WxH", help="default: 768x512 2048x1365"
+    )
     parser.add_argument("--weights", help="a ladder, instead of random weights")
     parser.add_argument("--quality", type=int, default=2, help="model of that ladder (default: %(default)s)")
     parser.add_argument(
@@ -342,11 +344,11 @@ def main() -> int:
     table: list[dict[str, object]] = []
     if unknown := [name for name in options.preset if name not in PRESETS]:
         raise UserError(f"--preset {unknown[0]}: there are {', '.join(PRESETS)}")
-    for preset, size in itertools.product(options.preset, options.sizes):
-        if len(options.preset) > 1 and size == options.sizes[0]:
+    for preset, picture in itertools.product(options.preset, options.sizes):
+        if len(options.preset) > 1 and picture == options.sizes[0]:
             print(preset, flush=True)
         # a process each, so that memory is that of one picture
-        model = (size, options.weights, options.quality, preset)
+        model = (picture, options.weights, options.quality, preset)
         task = (*model, options.reference, options.threads, not options.entropy_only)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows = pool.apply(_worker, (task,))

@@ -6,7 +6,6 @@ of the latents of PICTURE, repeated, so that a large picture need not be encoded
 
 import argparse
 import os
-import resource
 import shlex
 import statistics
 import subprocess
@@ -17,15 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from submission import bitstream
+from benchmarks.size import size
+from eval.simulate import limits
 from submission.codec import Codec
 from submission.console import run
 from submission.errors import UserError
 from submission.files import Picture, read_image
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
-
-CORES = 2
-MEMORY_BYTES = 12 * 1000**3
 
 
 def repeated_stream(codec: Codec, picture: Picture, height: int, width: int) -> bytes:
@@ -37,21 +34,13 @@ def repeated_stream(codec: Codec, picture: Picture, height: int, width: int) -> 
     down, across = -(-height // 64), -(-width // 64)
     times = (-(-down // rows), -(-across // columns), 1)
     y, z = np.tile(y, times)[: 4 * down, : 4 * across], np.tile(z, times)[:down, :across]
-    payload, y_hat, z_hat = codec.entropy.encode(y, z)
-    check = bitstream.latents_check(y_hat, z_hat)
-    return bitstream.write(bitstream.Header(codec.quality, height, width, codec.model, check), payload)
-
-
-def limit() -> None:
-    """In the child: what the judge allows."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    return codec.write(y, z, height, width)[0]
 
 
 def limited_run(command: list[str]) -> tuple[float, float, float]:
     """Run a command; returns wall seconds and processor seconds of the whole process, and its peak memory in GB."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, preexec_fn=limit, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, preexec_fn=limits(), stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status) != 0:
@@ -81,7 +70,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--quality", type=int, help="model (default: that of the highest rate)")
     parser.add_argument(
-        "--size", default="8192x8192", metavar="WxH", help="of the large picture (default: %(default)s)"
+        "--size", type=size, default="8192x8192", metavar="WxH", help="of the large picture (default: %(default)s)"
     )
     parser.add_argument("--runs", type=int, default=5, help="starts to measure (default: %(default)s)")
     options = parser.parse_args()
@@ -99,7 +88,7 @@ def main() -> int:
         f" (medians of {options.runs})",
         flush=True,
     )
-    width, height = map(int, options.size.split("x"))
+    width, height = options.size
     stream = repeated_stream(codec, picture, height, width)
     wall, busy, memory = decode(command, stream)
     print(f"{width}x{height}: {len(stream):,} bytes in {wall:.1f} s, {busy:.1f} s computing, {memory:.2f} GB at most")

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.decode import random_network
 from benchmarks.decoder import limited_run
+from benchmarks.size import size
 from submission import memory
 from submission.config import PRESETS
 from submission.console import run
@@ -33,10 +34,10 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--quality", type=int, help="model (default: that of the highest rate)")
     parser.add_argument("--preset", choices=PRESETS, help="a model of random weights of this size instead")
-    parser.add_argument("--size", default="8192x8192", metavar="WxH", help="default: %(default)s")
+    parser.add_argument("--size", type=size, default="8192x8192", metavar="WxH", help="default: %(default)s")
     parser.add_argument("--only", choices=("encode",), help="do not decode it again")
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    width, height = options.size
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         weights = options.weights.resolve()
@@ -61,7 +62,7 @@ def main() -> int:
             command = [sys.executable, "-m", f"submission.{what}", str(folder / arguments[0]), *arguments[1:]]
             wall, busy, peak = limited_run([*command, "-o", str(folder), *more])
             print(
-                f"{what} {options.size}: {wall:.1f} s, {busy:.1f} s computing, {peak:.2f} GB at most"
+                f"{what} {width}x{height}: {wall:.1f} s, {busy:.1f} s computing, {peak:.2f} GB at most"
                 f" (estimated beforehand: {estimate / 1e9:.2f} GB beside program and picture)",
                 flush=True,
             )

@@ -282,7 +282,7 @@ def main() -> int:
         prog="python -m benchmarks.parts",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.parts runs/small/lambda_18 --data photos --seconds 300 -o parts.csv",
+        epilog="example: python -m benchmarks.parts runs/small/lambda_6 --data photos --seconds 300 -o parts.csv",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of one finished model of a ladder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")

@@ -23,15 +23,13 @@ from eval.rate_distortion.points import OURS, Point, our_point, peer_point, run_
 from eval.report import page as report
 from eval.score import aligned
 from metrics.clic import ms_ssim_db
-from ratecontrol.allocation.budget import parse_bpp
-from ratecontrol.allocation.table import MEASURED_COLUMNS, read_table
+from ratecontrol.allocate import read_problem
+from ratecontrol.allocation.budget import RATES, parse_bpp
+from ratecontrol.allocation.table import MEASURED_COLUMNS, numbers, read_table
 from submission import __version__, console
 from submission.errors import UserError
 from submission.files import list_images, make_folder, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
-
-#: The rate points of the challenge, in bits per pixel.
-RATES = ("0.075", "0.15", "0.30")
 
 #: Where the text results of each release are kept.
 RELEASES = Path(__file__).parent / "results"
@@ -67,7 +65,7 @@ def compare(
     list_images([folder])
     Ladder.load(weights)  # bad input of any kind is found before anything is written
     if measured:
-        read_table(measured, MEASURED_COLUMNS)
+        check_table(measured)
     chosen = {peer.name: peer for peer in peers.available(names)}
     place = open_results(results)
     tables = {OURS: measured or place / f"{OURS}.csv"}
@@ -88,6 +86,14 @@ def compare(
         write_bytes(results / name, _tsv(frame))
     report.write(results / "report.html", folder, points, curves, commands)
     return found
+
+
+def check_table(path: Path) -> None:
+    """UserError, with the line of the first fault, for what is no table of `ratecontrol.measure`."""
+    read_problem(path)
+    table = read_table(path, MEASURED_COLUMNS)
+    for column in ("sse", "encode_seconds"):
+        numbers(path, table, column, 0, 1e15)
 
 
 def open_results(results: Path) -> Path:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from eval.codecs.peer import PEERS
-from eval.compare import RATES, bd_table, compare, open_results, table
+from eval.compare import bd_table, compare, open_results, table
+from ratecontrol.allocation.budget import RATES
 from submission import console
 from submission.errors import UserError
 from submission.files import make_folder

@@ -19,10 +19,11 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.codecs.peer import PEERS, Peer
-from eval.compare import RATES, RELEASES
+from eval.compare import RELEASES
 from eval.rate_distortion.points import OURS
 from eval.report import charts, published
 from metrics.clic import ms_ssim, ms_ssim_db
+from ratecontrol.allocation.budget import RATES
 from submission import console
 from submission.errors import UserError
 from submission.files import Picture, make_folder, read_image, write_bytes
@@ -62,12 +63,6 @@ def stamp_of_results(results: Path, name: str) -> str:
 
 def stamp_of_ladder(ladder: Ladder) -> str:
     return f"ladder {ladder.id}"
-
-
-def stamp_in(figure: Path) -> str | None:
-    """The stamp that a figure carries."""
-    found = re.search(rb"(results|ladder) [0-9a-f]{64}", figure.read_bytes())
-    return found[0].decode() if found else None
 
 
 def colours() -> dict[str, str]:

@@ -24,6 +24,7 @@ from pandas.errors import EmptyDataError, ParserError
 from eval.codecs.peer import PEERS, Peer
 from metrics.clic import ms_ssim, squared_error
 from submission import console
+from submission.cores import given_cores
 from submission.errors import UserError
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 
@@ -96,7 +97,7 @@ def _measure_peer(hashes: dict[Path, str], table: Path, peer: Peer) -> None:
     lacking = [task for task in tasks if task.key not in rows]
     _write_rows(table, order, rows)
     # threads do: the encoders and numpy run outside Python's lock
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(given_cores())
     bar = console.Progress(f"measuring {peer.name}", len(tasks), len(rows))
     with contextlib.closing(bar):
         try:

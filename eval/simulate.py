@@ -23,6 +23,7 @@ from pathlib import Path
 
 from eval.score import STREAM_PATTERN, check_cap, find_streams, pool, score_pictures, table
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.decoder import MAX_DECODER_BYTES
 from submission import console
 from submission.errors import UserError
 from submission.files import list_images
@@ -31,7 +32,6 @@ from submission.processes import Silence, check_not_stopped, finish, kill, regis
 CORES = 2
 MEMORY_BYTES = 12 * 1000**3
 TIME_SECONDS = 5 * 3600
-DECODER_BYTES = 250 * 1000**2
 
 #: The decoder finds this Python as `python3`, and the system's tools.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
@@ -109,7 +109,7 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_limits(),
+            preexec_fn=limits(),
         )
     register(process)
     bar, silence = console.Progress("decoding", pictures), Silence()
@@ -131,7 +131,7 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
     return process.returncode, usage.ru_maxrss * 1024
 
 
-def _limits() -> Callable[[], None]:
+def limits() -> Callable[[], None]:
     """What the child does before the decoder: take the judge's memory and cores, and end when we do."""
     end_with_us = tied()
 
@@ -182,8 +182,8 @@ def main() -> int:
         f" {run.peak_bytes / 1e6:,.0f} MB; " + ("no network, originals hidden" if run.isolated else "not isolated")
     )
     code = 0 if bpp is None else check_cap(size, byte_cap(bpp, total.pixels))
-    if (decoder := decoder_size(options.submission)) > DECODER_BYTES:
-        print(f"the decoder has {decoder:,} bytes, over the limit of {DECODER_BYTES:,}")
+    if (decoder := decoder_size(options.submission)) > MAX_DECODER_BYTES:
+        print(f"the decoder has {decoder:,} bytes, over the limit of {MAX_DECODER_BYTES:,}")
         code = 1
     return code
 

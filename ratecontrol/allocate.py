@@ -42,6 +42,13 @@ class Problem:
     area: NDArray[np.int64]  #: pixels of each row's image
     candidates: Candidates
 
+    @property
+    def smallest(self) -> int:
+        """Bytes of the smallest candidates of all images."""
+        least = np.full(len(self.images), np.iinfo(np.int64).max)
+        np.minimum.at(least, self.candidates.image, self.candidates.size)
+        return int(least.sum())
+
 
 def read_problem(path: Path) -> Problem:
     """Read and check a table of candidates. Raises UserError with the line of the first fault."""
@@ -66,9 +73,7 @@ def read_problem(path: Path) -> Problem:
 
 def feasible(problem: Problem, bpp: str, cap: int) -> None:
     """UserError, naming the smallest rate that would do, unless the smallest candidates fit under `cap`."""
-    smallest = np.full(len(problem.images), np.iinfo(np.int64).max)
-    np.minimum.at(smallest, problem.candidates.image, problem.candidates.size)
-    if (least := int(smallest.sum())) > cap:
+    if (least := problem.smallest) > cap:
         raise UserError(
             f"--bpp {bpp} allows {cap:,} bytes, but the smallest candidates have {least:,};"
             f" the smallest feasible rate is --bpp {smallest_bpp(least, problem.pixels)}"

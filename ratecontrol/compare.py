@@ -5,6 +5,7 @@ picture, greedy upgrades, the proven optimum, and the optimum with refined candi
 """
 
 import argparse
+import io
 import itertools
 import re
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ratecontrol.allocation.knapsack import Candidates, DoesNotFit, Table, alloc
 from ratecontrol.allocation.table import write_table
 from submission import console
 from submission.errors import UserError
-from submission.files import make_folder
+from submission.files import make_folder, write_bytes
 
 Integers = NDArray[np.int64]
 
@@ -197,7 +198,9 @@ def plot(problem: Problem, found: list[Method], bpp: str, path: Path) -> None:
         bottom.set_xticks(range(count), [Path(problem.images[k]).stem for k in order], rotation=90, fontsize=8)
     else:
         bottom.set_xlabel("pictures, by rate")
-    figure.savefig(path, dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_bytes(path, buffer.getvalue())
 
 
 def main() -> int:

@@ -36,7 +36,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 if sys.version_info < (3, 11):
-    sys.exit("error: the decoder needs Python 3.11 or later, but python3 is " + sys.version.split()[0])
+    print("error: the decoder needs Python 3.11 or later, but python3 is " + sys.version.split()[0], file=sys.stderr)
+    sys.exit(2)
 
 decoder = Path(__file__).resolve().parent / "decoder"
 sys.path.insert(0, str(decoder))
@@ -123,6 +124,19 @@ def unpacked(wheels: Path | None) -> Iterator[tuple[PurePosixPath, bytes]]:
             raise UserError(f"{wheel}: not a wheel; fetch it again") from None
 
 
+def add_wheels(parser: argparse.ArgumentParser) -> None:
+    """The option --wheels, of each command that writes a decoder; UserError, before any work, for a missing folder."""
+
+    def folder(name: str) -> Path:
+        if not Path(name).is_dir():
+            raise UserError(f"{name}: no such folder; make wheels fills one")
+        return Path(name)
+
+    parser.add_argument(
+        "--wheels", type=folder, metavar="DIR", help=f"wheels of {VENDORED} for other Pythons' decoders"
+    )
+
+
 def wanted(path: PurePosixPath) -> bool:
     """Whether a file of a distribution is needed to run it, or to hand it on: code, binaries, licences."""
     return (path.parts[0] == VENDORED and path.suffix in {".py", ".so"}) or "licenses" in path.parts
@@ -154,10 +168,8 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="ZIP")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help=f"wheels of {VENDORED} for other Pythons")
+    add_wheels(parser)
     options = parser.parse_args()
-    if options.wheels and not options.wheels.is_dir():
-        raise UserError(f"{options.wheels}: no such folder; make wheels fills one")
     ladder = Ladder.load(options.weights)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

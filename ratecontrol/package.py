@@ -18,7 +18,7 @@ from typing import Any
 
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from ratecontrol.allocation.table import MEASURED_COLUMNS, picture_hash, read_table, whole_numbers
-from ratecontrol.decoder import MAX_DECODER_BYTES, check_size, write, write_decoder
+from ratecontrol.decoder import MAX_DECODER_BYTES, add_wheels, check_size, write, write_decoder
 from submission.bitstream import read_header
 from submission.console import progress, run
 from submission.errors import BitstreamError, UserError
@@ -52,7 +52,7 @@ def collect(folder: Path, choice: Path, ladder: Ladder) -> list[tuple[Entry, byt
     """
     table = read_table(choice, MEASURED_COLUMNS)
     for column in ("width", "height", "quality", "bytes"):
-        whole_numbers(choice, table, column, 0, 2**40)
+        table[column] = whole_numbers(choice, table, column, 0, 2**40)
     if (twice := table["image"].duplicated()).any():
         raise UserError(f"{choice}: {table['image'][twice].iloc[0]} is chosen twice")
     pictures = {path.name: path for path in list_images([folder])}
@@ -168,7 +168,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SUBMISSION")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--bpp", metavar="RATE", help="refuse to write more bytes than this rate allows")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of constriction for other Pythons' decoders")
+    add_wheels(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a submission with other content")
     options = parser.parse_args(words)
 

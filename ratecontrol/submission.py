@@ -9,13 +9,11 @@ import argparse
 from pathlib import Path
 
 from ratecontrol import allocate, measure, package
-from ratecontrol.allocation.budget import parse_bpp
+from ratecontrol.allocation.budget import RATES, parse_bpp
+from ratecontrol.decoder import add_wheels
 from submission.console import fail, run
 from submission.errors import UserError
 from submission.ladder import DEFAULT_WEIGHTS
-
-#: The rate points of the challenge, in bits per pixel.
-RATES = ("0.075", "0.15", "0.30")
 
 EXAMPLES = """examples:
   python -m ratecontrol.submission photos -o dist
@@ -47,7 +45,7 @@ def main() -> int:
     parser.add_argument("--refine", type=int, default=0, metavar="STEPS", help="also refine every encoding, in STEPS")
     parser.add_argument("--factors", default="1", metavar="F,...", help="refine for these multiples of lambda")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of constriction for other Pythons' decoders")
+    add_wheels(parser)
     parser.add_argument("--jobs", type=int, metavar="N", help="processes on this machine (default: one a core)")
     options = parser.parse_args()
     for rate in options.bpp:

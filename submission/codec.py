@@ -65,7 +65,7 @@ class Codec:
     def compress(self, image: Picture) -> bytes:
         """uint8 [H, W, 3] -> stream. ImageError for what is no such picture, or too large for the memory there is."""
         self._check(image)
-        return self._write(*self.latents(image), *image.shape[:2])[0]
+        return self.write(*self.latents(image), *image.shape[:2])[0]
 
     def decompress(self, stream: bytes) -> Picture:
         """Stream -> uint8 [H, W, 3]. Raises BitstreamError for anything but a whole stream of this model, UserError for
@@ -78,7 +78,7 @@ class Codec:
         header, payload = bitstream.read(stream)
         self.check(header)
         self._check_memory(header.height, header.width)
-        symbols, z_hat = self.entropy.decode(payload, _latent_size(header.height, header.width))
+        symbols, z_hat = self.entropy.decode(payload, latent_size(header.height, header.width))
         if bitstream.latents_check(symbols, z_hat, self.entropy.unit) != header.latents_check:
             raise BitstreamError("decoded data fails its checksum: damaged, or made with other weights")
         return header, symbols, z_hat
@@ -98,8 +98,15 @@ class Codec:
 
     def encode_latents(self, y: Latents, z: Latents, height: int, width: int) -> Encoded:
         """`encode` a picture of this size with latents y [h, w, M] and z [h/4, w/4, N] found elsewhere."""
-        stream, y_hat = self._write(y, z, height, width)
+        stream, y_hat = self.write(y, z, height, width)
         return Encoded(stream, self._reconstruct(y_hat, height, width))
+
+    def write(self, y: Latents, z: Latents, height: int, width: int) -> tuple[bytes, YHat]:
+        """`encode_latents` up to the stream, and y_hat [h, w, M] as a decoder finds it."""
+        payload, symbols, z_hat = self.entropy.encode(y, z)
+        check = bitstream.latents_check(symbols, z_hat, self.entropy.unit)
+        header = bitstream.Header(self.quality, height, width, self.model, check)
+        return bitstream.write(header, payload), self.entropy.dequantize(symbols, z_hat)
 
     def _check(self, image: Picture) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
@@ -144,7 +151,7 @@ class Codec:
     def continuous_latents(self, image: Picture) -> tuple[Tensor, Latents]:
         """The same before y is rounded, [1, M, h, w]."""
         height, width = image.shape[:2]
-        h, w = _latent_size(height, width)
+        h, w = latent_size(height, width)
         padded = np.pad(image, ((0, 16 * h - height), (0, 16 * w - width), (0, 0)))
         with torch.no_grad():
             y = self.g_a(torch.from_numpy(padded).permute(2, 0, 1)[None])
@@ -152,12 +159,6 @@ class Codec:
         z_hat = np.clip(_rounded(z), -self.entropy.z_peak, self.entropy.z_peak)  # as a decoder finds it
         steps = torch.from_numpy(self.entropy.step_sizes(z_hat)).permute(2, 0, 1)
         return y * (self.entropy.unit * 2**STEP_BITS) / steps, z_hat
-
-    def _write(self, y: Latents, z: Latents, height: int, width: int) -> tuple[bytes, YHat]:
-        payload, symbols, z_hat = self.entropy.encode(y, z)
-        check = bitstream.latents_check(symbols, z_hat, self.entropy.unit)
-        header = bitstream.Header(self.quality, height, width, self.model, check)
-        return bitstream.write(header, payload), self.entropy.dequantize(symbols, z_hat)
 
     def _reconstruct(self, y_hat: YHat, height: int, width: int) -> Picture:
         y = torch.from_numpy(y_hat).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
@@ -170,7 +171,7 @@ class Codec:
         return picture
 
 
-def _latent_size(height: int, width: int) -> tuple[int, int]:
+def latent_size(height: int, width: int) -> tuple[int, int]:
     """Size of y: the picture padded to multiples of 64, over 16."""
     return -(-height // PAD) * (PAD // 16), -(-width // PAD) * (PAD // 16)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from submission import bitstream
+from submission.codec import latent_size
 from submission.console import program, run
 from submission.errors import UserError, guarded
 from submission.files import Picture, write_bytes
@@ -118,8 +119,7 @@ def inspect(ladder: Ladder, stream: bytes) -> Inspection:
     """Decode `stream` up to its latents, and count. BitstreamError as `Ladder.decompress` raises it."""
     header = bitstream.read_header(stream)
     codec = ladder.codec_of(header)
-    height, width = (-(-side // 64) * 4 for side in (header.height, header.width))
-    spending = Spending(codec.entropy.tables, (height, width))
+    spending = Spending(codec.entropy.tables, latent_size(header.height, header.width))
     codec.entropy.watch = spending
     try:
         _, _, z_hat = codec.read(stream)

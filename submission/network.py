@@ -38,8 +38,3 @@ class Network(nn.Module):
             return 1.0
         lifted = lower_bound(self.h_sq(z_hat), -MAX_LOG2_STEP)
         return torch.exp2(-lower_bound(-lifted, -MAX_LOG2_STEP))
-
-    def reconstruct(self, y_hat: Tensor) -> Tensor:
-        """y_hat [B, M, h, w] -> picture [B, 3, 16h, 16w], post-filtered, not clamped."""
-        x_hat: Tensor = self.post_filter(self.g_s(y_hat))
-        return x_hat

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from submission import bitstream, latent_coding
-from submission.codec import _latent_size
+from submission.codec import latent_size
 from submission.coder import Decoder
 from submission.files import read_image, write_png
 from submission.integer import Int32
@@ -46,7 +46,7 @@ def facts(output: Path) -> dict[str, object]:
         for path in sorted(GOLDEN.glob("photo_*.clic")):
             header, payload = bitstream.read(path.read_bytes())
             codec = ladder.codec(header.quality)
-            y, z = codec.entropy.decode(payload, _latent_size(header.height, header.width))
+            y, z = codec.entropy.decode(payload, latent_size(header.height, header.width))
             if codec.entropy.encode(y, z)[0] != payload:
                 other_bytes.append(path.name)
             picture = codec._reconstruct(codec.entropy.dequantize(y, z), header.height, header.width)

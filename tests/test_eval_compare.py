@@ -248,6 +248,20 @@ def test_a_table_that_was_measured_before_is_taken(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("column", ["width", "quality", "bytes", "msssim", "sse", "encode_seconds"])
+def test_a_table_with_a_cell_that_is_no_number(
+    shown: tuple[Path, Path], ladder_folder: Path, tmp_path: Path, column: str
+) -> None:
+    out, folder = shown
+    table = pd.read_csv(out / "tables" / "ours.csv", dtype=str)
+    table.loc[1, column] = "many"
+    table.to_csv(tmp_path / "bad.csv", index=False)
+    arguments = ["--table", tmp_path / "bad.csv", "--codecs", "jpeg", "--weights", ladder_folder]
+    refused = call(compare.main, folder, "-o", tmp_path / "none", *arguments)
+    assert_refused(refused, f"bad.csv: line 3: {column} 'many' is not a number")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("broken", ["folder", "weights", "rate", "codec"])
 def test_bad_input_leaves_nothing(tmp_path: Path, pictures: Path, ladder_folder: Path, broken: str) -> None:
     folder = tmp_path / "nowhere" if broken == "folder" else pictures

@@ -27,14 +27,14 @@ MOST_BYTES = 400_000
 def test_curves_are_of_the_newest_results(name: str) -> None:
     stamp = figures.stamp_of_results(figures.newest(), name)
     for kind in ("", "-psnr"):
-        found = figures.stamp_in(IMAGES / f"{name}{kind}.svg")
-        assert found == stamp, "made from other results: python -m eval.figures -o docs/images"
+        figure = (IMAGES / f"{name}{kind}.svg").read_bytes()
+        assert stamp.encode() in figure, "made from other results: python -m eval.figures -o docs/images"
 
 
 def test_photos_are_by_the_weights_that_ship() -> None:
+    stamp = figures.stamp_of_ladder(Ladder.load()).encode()
     for name in ("photo.jpg", "limits.jpg"):
-        found = figures.stamp_in(IMAGES / name)
-        assert found == figures.stamp_of_ladder(Ladder.load()), "made with other weights: python -m eval.figures"
+        assert stamp in (IMAGES / name).read_bytes(), "made with other weights: python -m eval.figures"
 
 
 def test_other_results_have_another_stamp(tmp_path: Path) -> None:
@@ -104,10 +104,9 @@ def test_a_peer_gets_at_least_our_bytes() -> None:
     assert figures.least_from(jpeg, picture, 10**6) is None
 
 
-def test_the_stamp_of_a_photo(tmp_path: Path, ladder_folder: Path) -> None:
+def test_the_stamp_of_a_photo(ladder_folder: Path) -> None:
     ladder = Ladder.load(ladder_folder)
     sheet = figures.grid([("one", noise_picture(30, 40)), ("two", noise_picture(30, 40))], 2)
-    path = tmp_path / "a.jpg"
-    path.write_bytes(figures.jpeg(sheet, figures.stamp_of_ladder(ladder)))
-    assert figures.stamp_in(path) == f"ladder {ladder.id}"
-    assert Image.open(io.BytesIO(path.read_bytes())).size == sheet.size
+    data = figures.jpeg(sheet, figures.stamp_of_ladder(ladder))
+    assert f"ladder {ladder.id}".encode() in data
+    assert Image.open(io.BytesIO(data)).size == sheet.size

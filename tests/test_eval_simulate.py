@@ -76,7 +76,7 @@ def test_too_large_a_decoder_leaves_with_one(
     make: Make, originals: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submission = make(DECODE)
-    monkeypatch.setattr(simulate, "DECODER_BYTES", 50)
+    monkeypatch.setattr(simulate, "MAX_DECODER_BYTES", 50)
     monkeypatch.setattr("sys.argv", ["simulate", str(submission), "--originals", str(originals)])
     assert simulate.main() == 1
     assert f"the decoder has {len(DECODE)} bytes" in capsys.readouterr().out

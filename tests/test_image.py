@@ -33,12 +33,12 @@ TOOL = ROOT.parent / "shared" / "tools" / "container"
 SYMBOLS = """
 import hashlib, pathlib, sys
 from submission import bitstream
-from submission.codec import _latent_size
+from submission.codec import latent_size
 from submission.ladder import Ladder
 ladder = Ladder.load()
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.clic")):
     header, payload = bitstream.read(path.read_bytes())
-    y, z = ladder.codec(header.quality).entropy.decode(payload, _latent_size(header.height, header.width))
+    y, z = ladder.codec(header.quality).entropy.decode(payload, latent_size(header.height, header.width))
     print(path.name, hashlib.sha256(y.tobytes() + z.tobytes()).hexdigest())
 """
 

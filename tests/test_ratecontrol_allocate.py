@@ -53,9 +53,8 @@ def test_allocation_equals_brute_force(problem: Problem) -> None:
     options, cap = problem
     table, best = candidates(options), best_value(options, cap)
     if best == -np.inf:
-        with pytest.raises(DoesNotFit) as error:
+        with pytest.raises(DoesNotFit):
             allocate(table, cap)
-        assert error.value.smallest == sum(min(size for size, _ in own) for own in options)
         return
     found = allocate(table, cap)
     assert table.image[found.chosen].tolist() == list(range(len(options)))

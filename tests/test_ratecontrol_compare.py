@@ -105,6 +105,20 @@ def test_a_method_without_an_answer_says_so(tmp_path: Path) -> None:
     assert "does not meet the cap" in result.stdout
 
 
+def test_a_plot_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    draw = figure.Figure.savefig
+
+    def cut_off(self: object, target: object, **settings: object) -> None:
+        draw(self, target, **settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure.Figure, "savefig", cut_off)
+    result = call(compare.main, write(tmp_path / "t.csv"), "--bpp", BPP, "-o", tmp_path / "out")
+    assert (result.code, result.stderr) == (130, "error: interrupted\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"compare-{BPP}.csv"]
+
+
 def test_bad_input(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv")
     assert_refused(call(compare.main, path, "--bpp", "0.01", "-o", tmp_path / "out"), "smallest feasible rate")

@@ -6,6 +6,7 @@ On a machine that constriction is not published for, it is built and runs withou
 import hashlib
 import io
 import os
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -96,6 +97,17 @@ def test_decodes_without_constriction(fault: Callable[[Path], None], folder: Pat
 def test_says_what_the_judges_python_lacks(folder: Path, tmp_path: Path, missing: str) -> None:
     done = judge(folder, tmp_path / "site", "constriction", missing)
     assert_refused(Result(done.returncode, done.stdout, done.stderr), missing, "needs torch, numpy and pillow")
+
+
+def test_an_old_python_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "decode").write_text(decoder.DECODE)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(tmp_path / "decode"))
+    assert isinstance(end.value.code, int)
+    assert_refused(Result(end.value.code, *capsys.readouterr()), "needs Python 3.11 or later, but python3 is")
 
 
 def wheel(folder: Path, name: str, data: bytes) -> None:

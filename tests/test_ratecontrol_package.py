@@ -181,6 +181,16 @@ def test_over_the_cap_is_refused(place: Path, ladder_folder: Path) -> None:
     assert not (place / "submission").exists()
 
 
+def test_missing_wheels_are_refused(place: Path, ladder_folder: Path) -> None:
+    assert_refused(run(place, ladder_folder, "--wheels", place / "none"), "none: no such folder; make wheels")
+    assert not (place / "submission").exists()
+
+
+def test_whole_numbers_however_they_are_written(place: Path, ladder_folder: Path) -> None:
+    in_choice("a.png,240", "a.png,240.0")(place)
+    assert run(place, ladder_folder).code == 0
+
+
 def test_other_and_damaged_weights_are_refused(place: Path, ladder_folder: Path, tmp_path: Path) -> None:
     weights = Path(shutil.copytree(ladder_folder, tmp_path / "weights"))
     for model in weights.glob("*.safetensors"):

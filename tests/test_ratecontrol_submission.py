@@ -85,4 +85,5 @@ def test_bad_input(pictures: Path, ladder_folder: Path, tmp_path: Path) -> None:
     assert_refused(call(main, pictures / "a.png", *dist), "a.png: no such folder")
     assert_refused(call(main, tmp_path, *dist), "no pictures")
     assert_refused(call(main, pictures, *dist, "--bpp", "much"), "--bpp much")
+    assert_refused(call(main, pictures, *dist, "--wheels", tmp_path / "none"), "none: no such folder; make wheels")
     assert not (tmp_path / "dist").exists()

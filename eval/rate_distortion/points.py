@@ -62,11 +62,8 @@ class Point:
 
 def unreached(table: Path, rate: str, codec: str) -> Point:
     """The point of `table` at `rate` with its cap and smallest size, and nothing chosen yet."""
-    candidates = pd.read_csv(table)
-    sizes = candidates.drop_duplicates("image")
-    pixels = int((sizes["width"] * sizes["height"]).sum())
-    smallest = int(candidates.groupby("image")["bytes"].min().sum())
-    return Point(rate, codec, byte_cap(parse_bpp(rate), pixels), smallest, pixels)
+    problem = read_problem(table)
+    return Point(rate, codec, byte_cap(parse_bpp(rate), problem.pixels), problem.smallest, problem.pixels)
 
 
 def peer_point(place: Path, table: Path, rate: str, peer: Peer) -> Point:

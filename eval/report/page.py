@@ -9,7 +9,6 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from eval.report import charts, environment, published
 from eval.score import PictureScore
 from metrics.clic import ms_ssim_db
 from submission import console
+from submission.cores import given_cores
 from submission.files import Picture, list_images, read_image, write_bytes
 
 PAGE = Path(__file__).parent
@@ -121,7 +121,7 @@ def worst_part(original: Picture, decoded: Picture, side: int) -> tuple[int, int
 def _embed(views: dict[str, Views]) -> tuple[str, dict[str, dict[str, str]]]:
     """All views as data URLs in the best of EMBEDDINGS that fits the budget, and that embedding in words."""
     flat = [(stem, name, view) for stem, named in views.items() for name, view in named.items()]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow encodes outside Python's lock
+    with ThreadPoolExecutor(given_cores()) as pool:  # Pillow encodes outside Python's lock
         for embedding in EMBEDDINGS:
             encode = functools.partial(_data_url, options=embedding[1])
             encoded = list(pool.map(encode, (view for _, _, view in flat)))

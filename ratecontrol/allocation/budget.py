@@ -6,6 +6,9 @@ from fractions import Fraction
 
 from submission.target import parse_bpp as parse_bpp
 
+#: The rate points of the challenge, in bits per pixel.
+RATES = ("0.075", "0.15", "0.30")
+
 
 def byte_cap(bpp: Fraction, pixels: int) -> int:
     """The bytes that all files of a set of `pixels` may have together: ceil(bpp * pixels / 8)."""

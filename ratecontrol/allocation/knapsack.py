@@ -63,22 +63,17 @@ class Allocation:
 class DoesNotFit(Exception):
     """Even the smallest candidate of every image together is over the cap."""
 
-    def __init__(self, smallest: int) -> None:
-        super().__init__(f"{smallest} bytes at least")
-        self.smallest = smallest
-
 
 def allocate(candidates: Candidates, cap: int, exact_up_to: int = EXACT_CANDIDATES) -> Allocation:
     """The allocation of largest total value whose total size is at most `cap` bytes.
 
     The same input gives the same choice: of an image's candidates of equal value the smallest is taken, of equal ones
-    the first. Raises DoesNotFit with the smallest total size.
+    the first. Raises DoesNotFit.
     """
     kept = undominated(candidates)
     table = Table.of(candidates, kept)
-    smallest = int(table.size[table.start].sum())
-    if smallest > cap:
-        raise DoesNotFit(smallest)
+    if table.total_size(table.start) > cap:
+        raise DoesNotFit
     relaxed = lagrangian(table, cap)
     chosen = fill(table, relaxed.chosen, cap)
     bound = max(relaxed.bound, table.total_value(chosen))

@@ -1,0 +1,38 @@
+"""What the measurements in `benchmarks` make for themselves, and bad input to them."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks import coder, decode, decoder, encoder
+from benchmarks.size import size
+from submission.config import NETWORKS
+from submission.ladder import Ladder
+from tests.commands import assert_refused, call
+from tests.conftest import noise_picture
+
+
+@pytest.mark.parametrize("text", ["foo", "64", "64x", "0x64", "64x-1", "64x64x3", "６４x64"])
+@pytest.mark.parametrize(
+    ("module", "option"), [(coder, "--size"), (decoder, "--size"), (encoder, "--size"), (decode, "--sizes")]
+)
+def test_what_is_no_size(tmp_path: Path, module: ModuleType, option: str, text: str) -> None:
+    picture = [] if module is decode else [tmp_path / "photo.png"]
+    assert_refused(call(module.main, *picture, option, text), f"{text}: not a size in pixels, such as 2048x1365")
+
+
+def test_a_size_is_width_and_height() -> None:
+    assert size("2048x1365") == (2048, 1365)
+
+
+def test_a_stream_of_repeated_latents_decodes(networks_folder: Path) -> None:
+    """Also one of a model whose latents lie around means, in other steps than whole symbols."""
+    ladder, names = Ladder.load(networks_folder), [config.name for config in NETWORKS]
+    units = set()
+    for name in ("ms-hyper", "ms-hyper-zero"):
+        codec = ladder.codec(names.index(name))
+        stream = decoder.repeated_stream(codec, noise_picture(130, 70), 100, 200)
+        assert codec.decompress(stream).shape == (100, 200, 3)
+        units.add(codec.entropy.unit)
+    assert len(units) == 2
