@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from submission.config import ModelConfig
-from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, clamp, product
+from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, Weight, clamp, product
 from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors, one_thread
 from submission.mixture import PEAK, Positions
 from submission.symbols import Settled, SymbolCoder, SymbolDecoder, SymbolEncoder, settle
@@ -39,10 +39,10 @@ class Estimator:
 
     context: Linear
     #: Weights for group 1 at the same position, in group 2's context.
-    centre: Int8
+    centre: Weight
     first: Linear
     #: Weights of the first layer for the hyper features.
-    hyper: Int8
+    hyper: Weight
     second: Linear
     third: Linear
     #: The branch's input is the parameters shifted right by this, in -127..127.
@@ -195,7 +195,7 @@ class Field:
         return whole[2:, 2 : 2 + width].astype(np.int32)
 
 
-def _split(layer: Linear, at: int) -> tuple[Linear, Int8]:
+def _split(layer: Linear, at: int) -> tuple[Linear, Weight]:
     """A layer that takes the inputs before `at`, and the weights of the others, whose sums are added to its own."""
     rest = np.ascontiguousarray(layer.weight[at:])
     return dataclasses.replace(layer, weight=np.ascontiguousarray(layer.weight[:at])), rest

@@ -7,7 +7,10 @@ order of summation, thread count, batch shape, library or CPU feature can change
 Activations are int8 arrays. Signed ones lie in -127..127. Those behind a ReLU lie in 0..255 and are stored less 128.
 """
 
+import functools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +21,7 @@ from submission.errors import WeightsError
 
 Int8 = NDArray[np.int8]
 Int32 = NDArray[np.int32]
+Weight = NDArray[np.generic]  #: int8, or the same integers in float32 or float64 (`operand`)
 
 #: Weights are at most this in magnitude: with 8-bit activations, sums of two products stay below 2^15, so that matrix
 #: kernels of CPUs without VNNI, which saturate pairs at 16 bits, are exact too.
@@ -29,10 +33,59 @@ RELU_PEAK = 255
 RELU_OFFSET = 128
 
 
-def product(a: Int8, w: Int8) -> Int32:
-    """a [n, inputs] @ w [inputs, outputs], exact."""
-    result: Int32 = torch._int_mm(torch.from_numpy(a), torch.from_numpy(w)).numpy()
+def product(a: Int8, w: Weight) -> Int32:
+    """a [n, inputs] @ w [inputs, outputs], exact, for weights of any type that `operand` gives."""
+    left, right = torch.from_numpy(a), torch.from_numpy(w)
+    if right.dtype == torch.int8:
+        sums = torch._int_mm(left, right)
+    else:
+        sums = torch.empty(len(a), w.shape[1], dtype=torch.int32)
+        band = max(1, _BAND // max(a.shape[1], 1))
+        for top in range(0, len(a), band):
+            sums[top : top + band] = torch.mm(left[top : top + band].to(right.dtype), right)
+    result: Int32 = sums.numpy()
     return result
+
+
+#: So many elements are converted to a floating type at a time, to bound the memory.
+_BAND = 2**20
+
+
+def operand(weight: Int8) -> Weight:
+    """The same integers in the type of which this machine is the fastest to compute `product`.
+
+    float32 holds integers to 2^24, float64 to 2^53: where no sum of some of the products can be larger, every sum is
+    exact, in whatever order it is computed. (The operands themselves need 8 bits and are exact in any floating type.)
+    """
+    weight = np.ascontiguousarray(weight)
+    if fast_int8():
+        return weight
+    largest = RELU_OFFSET * int(np.abs(weight.astype(np.int64)).sum(0).max(initial=0))
+    return weight.astype(np.float32 if largest <= 2**24 else np.float64)
+
+
+@functools.cache
+def fast_int8() -> bool:
+    """Whether this machine multiplies 8-bit integers faster than floating-point numbers.
+
+    Without the instructions for it (VNNI and its like) the library takes a plain loop, dozens of times as slow. Which
+    processors have them it does not say for all, so a product of a wavefront's shape is timed; either type gives the
+    same result.
+    """
+    a, w = torch.ones(28, 512, dtype=torch.int8), torch.ones(512, 256, dtype=torch.int8)
+    floating = w.float()
+    return _seconds(lambda: torch._int_mm(a, w)) <= _seconds(lambda: torch.mm(a.float(), floating).int())
+
+
+def _seconds(compute: Callable[[], object]) -> float:
+    """Of the fastest of a few runs; the first, which sets things up, does not count."""
+    compute()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        compute()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def clamp(a: Int32, lowest: int, highest: int) -> Int32:
@@ -45,7 +98,7 @@ class Linear:
     """One integer layer. `weight` [inputs, outputs], the rest [outputs]; `bias` holds the offsets of ReLU activations
     and the half that makes the shift round to nearest."""
 
-    weight: Int8
+    weight: Weight
     bias: Int32
     right: Int32
     left: Int32 | None
@@ -74,7 +127,7 @@ class Linear:
         if bound >= 2**31:
             raise WeightsError(f"layer {name}: sums up to {bound} do not fit 32 bits")
         return cls(
-            np.ascontiguousarray(weight),
+            operand(weight),
             b.astype(np.int32),
             right.astype(np.int32),
             left.astype(np.int32) if left.any() else None,
@@ -94,7 +147,7 @@ class Linear:
         return self.finish(product(a, self.weight))
 
 
-#: The matrix product of a convolution works on this many gathered bytes at a time, to bound its memory.
+#: The matrix product of a convolution works on operands of this many bytes at a time, to bound its memory.
 _CHUNK = 2**25
 
 
@@ -111,7 +164,7 @@ def conv(layer: Linear, a: Int8, relu_in: bool, rows: range | None = None) -> In
     low, high = max(0, rows.start - edge), min(h, rows.stop + edge)
     border = ((low - rows.start + edge, rows.stop + edge - high), (edge, edge), (0, 0))
     padded = np.pad(a[low:high], border, constant_values=-RELU_OFFSET if relu_in else 0)
-    count, chunk = len(rows), max(1, _CHUNK // (w * k * k * c))
+    count, chunk = len(rows), max(1, _CHUNK // (w * k * k * c * layer.weight.itemsize))
     parts = []
     for top in range(0, count, chunk):
         bottom = min(top + chunk, count)
@@ -124,7 +177,7 @@ def conv(layer: Linear, a: Int8, relu_in: bool, rows: range | None = None) -> In
 def conv8(layer: Linear, a: Int8, relu_in: bool) -> Int8:
     """`conv` for layers whose outputs fit 8 bits."""
     h, w, _ = a.shape
-    band = max(1, _CHUNK // (w * len(layer.weight)))
+    band = max(1, _CHUNK // (w * len(layer.weight) * layer.weight.itemsize))
     parts = [conv(layer, a, relu_in, range(t, min(t + band, h))).astype(np.int8) for t in range(0, h, band)]
     return np.concatenate(parts)
 

@@ -17,7 +17,7 @@ from submission.coder import Decoder, Encoder
 from submission.config import PRESETS, ModelConfig
 from submission.entropy_coding import TAPS, EntropyCoder
 from submission.errors import BitstreamError, ImageError, WeightsError
-from submission.integer import Int32, Linear
+from submission.integer import Int32, Linear, Weight
 from submission.ladder import Ladder
 from submission.latent_coding import LatentCoder
 from submission.mixture import LOGIT_UNIT, MEAN_UNIT, ONE, PEAK, SCALE_UNIT, Rows, boundaries, weights_row
@@ -66,8 +66,8 @@ def reference_parameters(entropy: LatentCoder, y_hat: Int32, z_hat: Int32) -> li
         shifted: Int64 = (sums + linear.bias << left) >> linear.right
         return shifted.clip(linear.lowest, linear.highest)
 
-    def product(a: NDArray[np.integer], weight: NDArray[np.int8]) -> Int64:
-        sums: Int64 = np.matmul(a, weight, dtype=np.int64)
+    def product(a: NDArray[np.integer], weight: Weight) -> Int64:
+        sums: Int64 = np.matmul(a, weight.astype(np.int64), dtype=np.int64)
         return sums
 
     height, width, m = y_hat.shape

@@ -1,4 +1,5 @@
-"""The same integers under every instruction set, thread count and library path that one machine can be made to take."""
+"""The same integers under every instruction set, thread count and library path that one machine can be made to take,
+and for either type in which products are computed."""
 
 import hashlib
 import os
@@ -28,14 +29,30 @@ ENVIRONMENTS = {
 SIZE = (12, 16)  #: of y
 
 
-def digest(streams: Path) -> str:
+#: Whether products are computed in 8-bit integers, or in floating point as on machines that are slow at these.
+KINDS = {"integers": True, "floating point": False}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Products are computed in this type."""
+    monkeypatch.setattr(integer, "fast_int8", lambda: KINDS[request.param])
+    return str(request.param)
+
+
+def product(a: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Of arrays of int8, computed as in a layer."""
+    return integer.product(a, integer.operand(w))
+
+
+def digest(streams: Path, fast_int8: bool) -> str:
     """Hash of every product and every clamped layer on the way of decoding the streams of a folder, each beside the
     number of its model in the ladder whose path stands in it, and of the decoded latents."""
     record = hashlib.sha256()
-    product, finish = integer.product, integer.Linear.finish
+    compute, finish = integer.product, integer.Linear.finish
 
     def watched(a: np.ndarray, w: np.ndarray) -> np.ndarray:
-        out = product(a, w)
+        out = compute(a, w)
         record.update(out.tobytes())
         return out
 
@@ -45,6 +62,7 @@ def digest(streams: Path) -> str:
         return out
 
     with (
+        mock.patch.object(integer, "fast_int8", lambda: fast_int8),
         mock.patch.object(integer, "product", watched),
         mock.patch.object(entropy_coding, "product", watched),
         mock.patch.object(integer.Linear, "finish", watched_finish),
@@ -76,7 +94,7 @@ def streams(ladder_folder: Path, networks_folder: Path, tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def expected(streams: Path) -> str:
-    return digest(streams)
+    return digest(streams, fast_int8=True)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -84,23 +102,50 @@ def test_every_integer_is_the_same(name: str, streams: Path, expected: str) -> N
     command = [sys.executable, "-m", "tests.test_exactness", str(streams)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENTS[name]}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    assert result.stdout.strip() == expected
+    assert result.stdout.split() == [expected] * len(KINDS)
 
 
+@pytest.mark.usefixtures("kind")
 def test_extreme_products_are_exact() -> None:
-    """All weights and activations at their peaks, where 16-bit pairs come closest to saturation."""
+    """All weights and activations at their peaks, where 16-bit pairs come closest to saturation, and one of each less,
+    so that sums are odd."""
     for a_value in (-128, 127):
         for w_value in (-integer.WEIGHT_PEAK, integer.WEIGHT_PEAK):
-            for n, k, m in ((1, 1, 1), (3, 7, 5), (28, 2304, 64)):
+            for n, k, m in ((1, 1, 1), (3, 7, 5), (28, 2048, 64), (28, 2304, 64), (2, 70_000, 3)):
                 a, w = np.full((n, k), a_value, np.int8), np.full((k, m), w_value, np.int8)
-                assert (integer.product(a, w) == k * a_value * w_value).all()
+                assert (product(a, w) == k * a_value * w_value).all()
+                a[:, 0], w[0] = 1, 1
+                assert (product(a, w) == (k - 1) * a_value * w_value + 1).all()
 
 
+def test_floating_point_holds_every_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 as long as no sum can pass 2^24, which is 2,048 weights at their peak; float64 beyond."""
+    monkeypatch.setattr(integer, "fast_int8", lambda: False)
+    peaks = np.full((2049, 2), integer.WEIGHT_PEAK, np.int8)
+    peaks[:, 1] = -1
+    assert integer.operand(peaks[:2048]).dtype == np.float32
+    assert integer.operand(peaks).dtype == np.float64
+    assert integer.operand(peaks[:, 1:]).dtype == np.float32
+    assert (integer.operand(peaks) == peaks).all()
+
+
+def test_the_faster_type_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed anew: the cache holds the answer for a process."""
+    w = np.ones((3, 4), np.int8)
+    for seconds, expected in (([0.1, 0.2], np.int8), ([0.2, 0.1], np.float32)):
+        times = iter(seconds)
+        monkeypatch.setattr(integer, "_seconds", lambda compute, times=times: next(times))
+        monkeypatch.setattr(integer, "fast_int8", integer.fast_int8.__wrapped__)
+        assert integer.operand(w).dtype == expected
+        monkeypatch.undo()
+
+
+@pytest.mark.usefixtures("kind")
 def test_numpy_gives_the_same_products() -> None:
     rng = np.random.default_rng(0)
     a = rng.integers(-128, 128, (28, 1152)).astype(np.int8)
     w = rng.integers(-64, 65, (1152, 300)).astype(np.int8)
-    expected = integer.product(a, w)
+    expected = product(a, w)
     assert np.array_equal(expected, a.astype(np.int64) @ w.astype(np.int64))
     assert np.array_equal(expected, a.astype(np.float64) @ w.astype(np.float64))
 
@@ -115,15 +160,17 @@ def test_a_gpu_gives_the_same_products() -> None:
     assert np.array_equal((on_gpu[0].double() @ on_gpu[1].double()).cpu().numpy(), integer.product(a, w))
 
 
+@pytest.mark.usefixtures("kind")
 def test_batch_shape_does_not_matter() -> None:
     rng = np.random.default_rng(1)
     a = rng.integers(-128, 128, (50, 384)).astype(np.int8)
     w = rng.integers(-64, 65, (384, 192)).astype(np.int8)
-    whole = integer.product(a, w)
+    whole = product(a, w)
     for size in (1, 3, 17):
-        assert np.array_equal(whole, np.concatenate([integer.product(a[k : k + size], w) for k in range(0, 50, size)]))
+        assert np.array_equal(whole, np.concatenate([product(a[k : k + size], w) for k in range(0, 50, size)]))
 
 
+@pytest.mark.usefixtures("kind")
 def test_threads_do_not_matter() -> None:
     rng = np.random.default_rng(2)
     a = rng.integers(-128, 128, (500, 384)).astype(np.int8)
@@ -132,7 +179,7 @@ def test_threads_do_not_matter() -> None:
     products = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        products.append(integer.product(a, w))
+        products.append(product(a, w))
     torch.set_num_threads(before)
     assert all(np.array_equal(p, products[0]) for p in products)
 
@@ -147,4 +194,5 @@ def test_untouched_regions_stay_the_same(ladder_folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(digest(Path(sys.argv[1])))
+    for fast in KINDS.values():
+        print(digest(Path(sys.argv[1]), fast))

@@ -7,14 +7,13 @@ Nothing here decides a probability: the stream is written by `submission.codec`.
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from submission.config import ModelConfig
 from submission.entropy_coding import TAPS, EntropyCoder, Estimator
 from submission.entropy_model import mixture_likelihood
-from submission.integer import RELU_OFFSET, SIGNED_PEAK, Linear
+from submission.integer import RELU_OFFSET, SIGNED_PEAK, Linear, Weight
 from submission.mixture import CODER_BITS, LOGIT_UNIT, MEAN_UNIT, PEAK, SCALE_RANGE, SCALE_UNIT
 
 
@@ -46,12 +45,12 @@ class IntegerLayer(nn.Module):
         return floor(sums * self.scale).clamp(self.lowest, self.highest)
 
 
-def kernel1x1(weight: NDArray[np.int8]) -> Tensor:
+def kernel1x1(weight: Weight) -> Tensor:
     """[inputs, outputs] -> [outputs, inputs, 1, 1]."""
     return torch.from_numpy(weight.T.astype(np.float32))[:, :, None, None]
 
 
-def kernel3x3(weight: NDArray[np.int8]) -> Tensor:
+def kernel3x3(weight: Weight) -> Tensor:
     """[9 * inputs, outputs], position by position -> [outputs, inputs, 3, 3]."""
     return torch.from_numpy(weight.astype(np.float32).reshape(3, 3, -1, weight.shape[1])).permute(3, 2, 0, 1)
 
