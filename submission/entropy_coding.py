@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from submission.config import ModelConfig
-from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, Weight, clamp, product
-from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors, one_thread
+from submission.integer import SIGNED_PEAK, Int8, Int32, Linear, Weight, clamp, one_thread, product
+from submission.latent_coding import PARAMETER_PEAK, LatentCoder, Latents, Reader, Tensors
 from submission.mixture import PEAK, Positions
 from submission.symbols import Settled, SymbolCoder, SymbolDecoder, SymbolEncoder, settle
 

@@ -10,7 +10,8 @@ Activations are int8 arrays. Signed ones lie in -127..127. Those behind a ReLU l
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,17 @@ SIGNED_PEAK = 127
 RELU_PEAK = 255
 #: What is subtracted from ReLU activations to store them, and so what stands for zero there.
 RELU_OFFSET = 128
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run with one thread: a wavefront's products take microseconds, less than threads take to meet."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def product(a: Int8, w: Weight) -> Int32:
@@ -74,7 +86,8 @@ def fast_int8() -> bool:
     """
     a, w = torch.ones(28, 512, dtype=torch.int8), torch.ones(512, 256, dtype=torch.int8)
     floating = w.float()
-    return _seconds(lambda: torch._int_mm(a, w)) <= _seconds(lambda: torch.mm(a.float(), floating).int())
+    with one_thread():
+        return _seconds(lambda: torch._int_mm(a, w)) <= _seconds(lambda: torch.mm(a.float(), floating).int())
 
 
 def _seconds(compute: Callable[[], object]) -> float:

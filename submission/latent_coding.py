@@ -6,11 +6,9 @@ Encoder and decoder walk the same code (`_code`) and differ in the coder that th
 slice.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from submission.coder import Decoder, Encoder
@@ -35,17 +33,6 @@ PARAMETER_PEAK = 2**14 - 1
 STEP_UNIT = 32
 STEP_PEAK = 2 * STEP_UNIT
 STEP_BITS = 14
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run with one thread: a wavefront's products take microseconds, less than threads take to meet."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Reader:

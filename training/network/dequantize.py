@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from submission.entropy_coding import TAPS
 from submission.entropy_model import Context, EntropyModel, Estimator, FactorizedPrior
 from submission.errors import UserError
-from submission.latent_coding import Tensors, one_thread
+from submission.integer import one_thread
+from submission.latent_coding import Tensors
 from submission.mixture import CODER_BITS
 from training.network.integer import parameter_units
 
