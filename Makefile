@@ -37,8 +37,8 @@ ifeq ($(MAKECMDGOALS)$(IMAGES),submission)
 $(error name the pictures: make submission IMAGES=folder)
 endif
 
-# Wheels that lie there are taken along.
-WHEELS := $(if $(wildcard wheels/constriction-*.whl),--wheels wheels)
+# Wheels that lie there are taken along; looked for when they are needed, since "make wheels decoder" fetches them first.
+WHEELS = $(if $(shell ls wheels/constriction-*.whl 2>/dev/null),--wheels wheels)
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-image test-arm lint submission image decoder wheels
