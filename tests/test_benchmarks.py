@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import coder, decode, decoder, encoder
+from benchmarks import coder, decode, decoder, encoder, search
 from benchmarks.size import size
 from submission.config import NETWORKS
 from submission.ladder import Ladder
@@ -36,3 +36,24 @@ def test_a_stream_of_repeated_latents_decodes(networks_folder: Path) -> None:
         assert codec.decompress(stream).shape == (100, 200, 3)
         units.add(codec.entropy.unit)
     assert len(units) == 2
+
+
+def test_search_looks_candidates_up(tmp_path: Path) -> None:
+    """In a table with a refined candidate, which does not count; one with gaps is refused."""
+    lines = ["image,width,height,candidate,quality,bytes,msssim"]
+    for image in range(6):
+        for quality in range(3):
+            size, score = 60 * 2**quality * (8 + image), 1 - 0.1 * 0.6**quality
+            lines.append(f"{image}.png,400,300,q{quality},{quality},{size},{score}")
+    lines.append("0.png,400,300,q1-r1-s16,1,100,0.99")
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(lines) + "\n")
+    result = call(search.main, table, "--lmbda", 1, 2, 4)
+    assert result.code == 0, result.stderr
+    rows = result.stdout.splitlines()[1:]
+    assert len(rows) == 4 * len(search.VARIANTS) and all(" of 18 " in row for row in rows)
+    assert_refused(call(search.main, table, "--lmbda", 1, 2), "table.csv: has model 2; give the --lmbda of all models")
+    table.write_text("\n".join(lines).replace(",q0,0,", ",q0,0,1"))
+    assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: nothing fits 0.075 bpp")
+    table.write_text("\n".join(lines[:-3]) + "\n")
+    assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: lacks candidates; measure without --bpp")

@@ -13,9 +13,10 @@ from ratecontrol.allocation.knapsack import DoesNotFit, allocate
 from ratecontrol.candidates.predict import Flags, Floats, Kind, Prior, predict
 from ratecontrol.candidates.search import Found, Rows, expected_gain, search
 
-KEPT = Path(__file__).parent.parent / "eval" / "results" / "0.1.0"
-LAMBDAS = [0.8, 1.1, 2.2, 4.5, 9.0, 18.0, 40.0, 90.0]
-KINDS = [Kind(quality, lmbda) for quality, lmbda in enumerate(LAMBDAS)]
+KEPT = Path(__file__).parent.parent / "eval" / "results"
+#: Of the ladders of the releases.
+LAMBDAS = {"0.1.0": [0.8, 1.1, 2.2, 4.5, 9.0, 18.0, 40.0, 90.0], "0.2.0": [0.8, 1.6, 3.0, 6.0, 12.0, 26.0, 60.0]}
+KINDS = [Kind(quality, lmbda) for quality, lmbda in enumerate(LAMBDAS["0.1.0"])]
 
 
 def simulated(rows: Rows, kinds: list[Kind], caps: list[int]) -> tuple[Found, Flags]:
@@ -34,9 +35,9 @@ def best(rows: Rows, known: Flags, cap: int) -> float:
     return allocate(rows.of(known), cap).value
 
 
-def kept(name: str) -> Rows:
+def kept(version: str, name: str) -> Rows:
     """Our candidates of a comparison that was kept."""
-    table = pd.read_csv(KEPT / f"{name}-candidates.tsv", sep="\t")
+    table = pd.read_csv(KEPT / version / f"{name}-candidates.tsv", sep="\t")
     table = table[table["codec"] == "ours"]
     size, msssim = (table.pivot(index="image", columns="quality", values=of) for of in ("bytes", "msssim"))
     first = table.drop_duplicates("image").sort_values("image")
@@ -56,12 +57,15 @@ def curves(n: int, kinds: list[Kind], seed: int) -> Rows:
     return Rows(pixels, np.rint(np.exp(rate) * pixels[:, None] / 8), 1 - np.minimum(np.exp(distortion), 1))
 
 
-@pytest.mark.parametrize(("name", "share", "loss"), [("kodak", 0.75, 1e-4), ("valid", 0.85, 1.5e-4)])
-def test_tables_kept_from_earlier(name: str, share: float, loss: float) -> None:
-    """The models 0 to 7, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last
+@pytest.mark.parametrize(
+    ("version", "name", "share", "loss"),
+    [("0.1.0", "kodak", 0.75, 1e-4), ("0.1.0", "valid", 0.9, 1.5e-4), ("0.2.0", "kodak", 0.8, 1e-4)],
+)
+def test_tables_kept_from_earlier(version: str, name: str, share: float, loss: float) -> None:
+    """All models, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last
     bits of the fit, so on versions of NumPy and SciPy."""
-    rows = kept(name)
-    kinds = KINDS[-rows.size.shape[1] :]
+    rows = kept(version, name)
+    kinds = [Kind(quality, lmbda) for quality, lmbda in enumerate(LAMBDAS[version])][-rows.size.shape[1] :]
     caps = [byte_cap(parse_bpp(rate), int(rows.pixels.sum())) for rate in ("0.075", "0.15", "0.30")]
     found, asked = simulated(rows, kinds, caps)
     assert asked.mean() <= share
