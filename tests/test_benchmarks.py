@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import coder, decode, decoder, encoder, search
+from benchmarks import against, coder, decode, decoder, encoder, search
 from benchmarks.size import size
 from submission.config import NETWORKS
 from submission.ladder import Ladder
@@ -57,3 +57,17 @@ def test_search_looks_candidates_up(tmp_path: Path) -> None:
     assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: nothing fits 0.075 bpp")
     table.write_text("\n".join(lines[:-3]) + "\n")
     assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: lacks candidates; measure without --bpp")
+
+
+def test_against_a_peer_at_equal_bytes(tmp_path: Path) -> None:
+    """Half way between two of its files, in the logarithm of the bytes, and beyond the largest."""
+    lines = ["codec,image,width,height,quality,bytes,msssim", "vvc,a,100,100,0,100,0.9", "vvc,a,100,100,1,400,0.99"]
+    lines += ["ours,a,100,100,0,200,0.99", "ours,a,100,100,1,500,0.999"]
+    table = tmp_path / "a-candidates.tsv"
+    table.write_text("\n".join(lines).replace(",", "\t") + "\n")
+    found = against.gains(table, "vvc")
+    assert found["gain"].tolist() == pytest.approx([20 - 15, float("nan")], nan_ok=True)
+    assert "+5.00" in call(against.main, "vvc", table).stdout
+    assert_refused(call(against.main, "avif", table), "a-candidates.tsv: has no codec avif")
+    table.write_text(table.read_text().replace("ours\ta", "ours\tb"))
+    assert_refused(call(against.main, "vvc", table), "a-candidates.tsv: has no b of vvc")
