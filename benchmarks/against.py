@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.kept import read_kept
 from eval.rate_distortion.points import OURS
 from eval.score import aligned
 from metrics.clic import ms_ssim_db
@@ -23,9 +24,7 @@ SHOWN = 6
 
 def gains(path: Path, peer: str) -> pd.DataFrame:
     """One row a picture and model of ours: image, quality, bpp, gain (dB; NaN where there is nothing to compare)."""
-    table = pd.read_csv(path, sep="\t")
-    if missing := {"codec", "image", "quality", "bytes", "msssim", "width", "height"} - set(table.columns):
-        raise UserError(f"{path}: lacks the column {min(missing)}; give a file that eval.compare --keep made")
+    table = read_kept(path)
     table["db"] = [ms_ssim_db(value) for value in table["msssim"]]
     curves = {image: rows.sort_values("bytes") for image, rows in table[table["codec"] == peer].groupby("image")}
     if not curves:

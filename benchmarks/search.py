@@ -11,8 +11,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 
+from benchmarks.kept import read_kept
+from eval.rate_distortion.points import OURS
 from eval.score import aligned
 from ratecontrol.allocation.budget import RATES, byte_cap, parse_bpp
 from ratecontrol.allocation.knapsack import allocate
@@ -27,15 +28,13 @@ VARIANTS = ("as it is", "own covariance known", "trusted half as much")
 
 
 def rows_of(path: Path) -> tuple[Rows, list[int]]:
-    """Our unrefined candidates in kept results, or in a table of `ratecontrol.measure`, and the models."""
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-    if "codec" in table:
-        table = table[table["codec"] == "ours"]
-    if "candidate" in table:
-        table = table[table["candidate"] == "q" + table["quality"].astype(str)]
+    """Our candidates in kept results, and the models; UserError unless each picture has each model once."""
+    table = read_kept(path)
+    table = table[table["codec"] == OURS]
+    cells = table["image"].nunique() * table["quality"].nunique()
+    if not len(table) == len(table.drop_duplicates(["image", "quality"])) == cells or not cells:
+        raise UserError(f"{path}: needs one candidate of ours a picture and model: no gaps, none refined")
     size, msssim = (table.pivot(index="image", columns="quality", values=of) for of in ("bytes", "msssim"))
-    if size.isna().any().any():
-        raise UserError(f"{path}: lacks candidates; measure without --bpp")
     first = table.drop_duplicates("image").sort_values("image")
     pixels = (first["width"] * first["height"]).to_numpy()
     return Rows(pixels, size.to_numpy(float), msssim.to_numpy(float)), [int(quality) for quality in size.columns]
@@ -67,7 +66,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.search eval/results/0.2.0/kodak-candidates.tsv",
     )
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE", help="kept candidates, or a whole table.csv")
+    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE", help="candidates that eval.compare kept")
     parser.add_argument(
         "--lmbda", type=float, nargs="+", help="of the models (default: those of the ladder that ships)"
     )

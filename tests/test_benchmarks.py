@@ -39,24 +39,38 @@ def test_a_stream_of_repeated_latents_decodes(networks_folder: Path) -> None:
 
 
 def test_search_looks_candidates_up(tmp_path: Path) -> None:
-    """In a table with a refined candidate, which does not count; one with gaps is refused."""
-    lines = ["image,width,height,candidate,quality,bytes,msssim"]
+    """Of ours alone; a table with gaps or refined candidates is refused."""
+    lines = ["codec,image,width,height,quality,bytes,msssim", "vvc,0.png,400,300,0,5,0.9"]
     for image in range(6):
         for quality in range(3):
             size, score = 60 * 2**quality * (8 + image), 1 - 0.1 * 0.6**quality
-            lines.append(f"{image}.png,400,300,q{quality},{quality},{size},{score}")
-    lines.append("0.png,400,300,q1-r1-s16,1,100,0.99")
-    table = tmp_path / "table.csv"
-    table.write_text("\n".join(lines) + "\n")
-    result = call(search.main, table, "--lmbda", 1, 2, 4)
+            lines.append(f"ours,{image}.png,400,300,{quality},{size},{score}")
+
+    def table(*lines: str) -> Path:
+        path = tmp_path / "a-candidates.tsv"
+        path.write_text("\n".join(lines).replace(",", "\t") + "\n")
+        return path
+
+    result = call(search.main, table(*lines), "--lmbda", 1, 2, 4)
     assert result.code == 0, result.stderr
     rows = result.stdout.splitlines()[1:]
     assert len(rows) == 4 * len(search.VARIANTS) and all(" of 18 " in row for row in rows)
-    assert_refused(call(search.main, table, "--lmbda", 1, 2), "table.csv: has model 2; give the --lmbda of all models")
-    table.write_text("\n".join(lines).replace(",q0,0,", ",q0,0,1"))
-    assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: nothing fits 0.075 bpp")
-    table.write_text("\n".join(lines[:-3]) + "\n")
-    assert_refused(call(search.main, table, "--lmbda", 1, 2, 4), "table.csv: lacks candidates; measure without --bpp")
+    refused = call(search.main, table(*lines), "--lmbda", 1, 2)
+    assert_refused(refused, "a-candidates.tsv: has model 2; give the --lmbda of all models")
+    large = [line.replace(",300,0,", ",300,0,1") for line in lines]
+    assert_refused(call(search.main, table(*large), "--lmbda", 1, 2, 4), "a-candidates.tsv: nothing fits 0.075 bpp")
+    for other in (lines[:-1], [*lines, lines[-1]], [*lines[:-1], lines[-2]], lines[:2]):
+        refused = call(search.main, table(*other), "--lmbda", 1, 2, 4)
+        assert_refused(refused, "a-candidates.tsv: needs one candidate of ours a picture and model")
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"codec\timage\n", b"x\ty\n1\t2\t3\n", b"%b\n"])
+def test_what_no_comparison_kept(tmp_path: Path, text: bytes) -> None:
+    columns = b"codec\timage\twidth\theight\tquality\tbytes\tmsssim\nours\ta\t1\t1\t0\tmany\t0.9"
+    path = tmp_path / "a.tsv"
+    path.write_bytes(text % columns if b"%b" in text else text)
+    for module, peer in ((against, ["vvc"]), (search, [])):
+        assert_refused(call(module.main, *peer, path), "a.tsv: not the candidates that eval.compare --keep leaves")
 
 
 def test_against_a_peer_at_equal_bytes(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_every_integer_is_the_same(name: str, streams: Path, expected: str) -> N
 
 @pytest.mark.usefixtures("kind")
 def test_extreme_products_are_exact() -> None:
-    """All weights and activations at their peaks, where 16-bit pairs come closest to saturation, and one of each less,
-    so that sums are odd."""
+    """All weights and activations at their peaks, where 16-bit pairs come closest to saturation, then with a pair of
+    ones among them, so that sums are odd."""
     for a_value in (-128, 127):
         for w_value in (-integer.WEIGHT_PEAK, integer.WEIGHT_PEAK):
             for n, k, m in ((1, 1, 1), (3, 7, 5), (28, 2048, 64), (28, 2304, 64), (2, 70_000, 3)):

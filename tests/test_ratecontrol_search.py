@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.search import rows_of
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from ratecontrol.allocation.knapsack import DoesNotFit, allocate
 from ratecontrol.candidates.predict import Flags, Floats, Kind, Prior, predict
@@ -35,15 +35,6 @@ def best(rows: Rows, known: Flags, cap: int) -> float:
     return allocate(rows.of(known), cap).value
 
 
-def kept(version: str, name: str) -> Rows:
-    """Our candidates of a comparison that was kept."""
-    table = pd.read_csv(KEPT / version / f"{name}-candidates.tsv", sep="\t")
-    table = table[table["codec"] == "ours"]
-    size, msssim = (table.pivot(index="image", columns="quality", values=of) for of in ("bytes", "msssim"))
-    first = table.drop_duplicates("image").sort_values("image")
-    return Rows((first["width"] * first["height"]).to_numpy(), size.to_numpy(float), msssim.to_numpy(float))
-
-
 def curves(n: int, kinds: list[Kind], seed: int) -> Rows:
     """Curves that differ by level, tilt and noise."""
     rng = np.random.default_rng(seed)
@@ -59,13 +50,13 @@ def curves(n: int, kinds: list[Kind], seed: int) -> Rows:
 
 @pytest.mark.parametrize(
     ("version", "name", "share", "loss"),
-    [("0.1.0", "kodak", 0.75, 1e-4), ("0.1.0", "valid", 0.9, 1.5e-4), ("0.2.0", "kodak", 0.8, 1e-4)],
+    [("0.1.0", "kodak", 0.75, 1e-4), ("0.1.0", "valid", 0.85, 1.5e-4), ("0.2.0", "kodak", 0.75, 1e-4)],
 )
 def test_tables_kept_from_earlier(version: str, name: str, share: float, loss: float) -> None:
     """All models, or 2 to 7, at the three rates of the challenge. How much is asked for hangs on the last
     bits of the fit, so on versions of NumPy and SciPy."""
-    rows = kept(version, name)
-    kinds = [Kind(quality, lmbda) for quality, lmbda in enumerate(LAMBDAS[version])][-rows.size.shape[1] :]
+    rows, models = rows_of(KEPT / version / f"{name}-candidates.tsv")
+    kinds = [Kind(quality, LAMBDAS[version][quality]) for quality in models]
     caps = [byte_cap(parse_bpp(rate), int(rows.pixels.sum())) for rate in ("0.075", "0.15", "0.30")]
     found, asked = simulated(rows, kinds, caps)
     assert asked.mean() <= share
