@@ -12,11 +12,12 @@ from unittest import mock
 
 import numpy as np
 
-from benchmarks.kept import read_kept
+from benchmarks.kept import NUMBERS, read_kept
 from eval.rate_distortion.points import OURS
 from eval.score import aligned
 from ratecontrol.allocation.budget import RATES, byte_cap, parse_bpp
 from ratecontrol.allocation.knapsack import allocate
+from ratecontrol.allocation.table import numbers, read_table
 from ratecontrol.candidates import predict, search
 from ratecontrol.candidates.predict import Flags, Floats, Kind, Prior
 from ratecontrol.candidates.search import Rows
@@ -28,9 +29,15 @@ VARIANTS = ("as it is", "own covariance known", "trusted half as much")
 
 
 def rows_of(path: Path) -> tuple[Rows, list[int]]:
-    """Our candidates in kept results, and the models; UserError unless each picture has each model once."""
-    table = read_kept(path)
-    table = table[table["codec"] == OURS]
+    """Our candidates in kept results (.tsv) or in a table that `ratecontrol.measure` wrote (.csv), and the models.
+
+    UserError unless each picture has each model once."""
+    if path.suffix == ".csv":
+        table = read_table(path, ["image", *NUMBERS])
+        table = table.assign(**{name: numbers(path, table, name, 0, np.inf) for name in NUMBERS})
+    else:
+        table = read_kept(path)
+        table = table[table["codec"] == OURS]
     cells = table["image"].nunique() * table["quality"].nunique()
     if not len(table) == len(table.drop_duplicates(["image", "quality"])) == cells or not cells:
         raise UserError(f"{path}: needs one candidate of ours a picture and model: no gaps, none refined")
@@ -66,7 +73,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.search eval/results/0.2.0/kodak-candidates.tsv",
     )
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE", help="candidates that eval.compare kept")
+    parser.add_argument(
+        "tables", type=Path, nargs="+", metavar="TABLE", help="what eval.compare kept, or whole .csv tables of measure"
+    )
     parser.add_argument(
         "--lmbda", type=float, nargs="+", help="of the models (default: those of the ladder that ships)"
     )
