@@ -77,7 +77,7 @@ def main() -> int:
         prog="python -m benchmarks.coder",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.coder photo.png --qualities 2 7",
+        epilog="example: python -m benchmarks.coder photo.png --qualities 2 6",
     )
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="whose latents to repeat")
     parser.add_argument("--size", type=size, default="2048x1365", metavar="WxH", help="default: %(default)s")

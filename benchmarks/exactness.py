@@ -4,7 +4,6 @@ floating-point network that was trained, picture by picture."""
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -15,9 +14,8 @@ from submission.config import ModelConfig
 from submission.console import progress, run
 from submission.files import Picture, list_images, read_image
 from submission.network import Network
-from training.export import export_tensors, newest_stage
+from training.export import export_tensors, newest_stage, read_calibration
 from training.loop.checkpoint import load_checkpoint
-from training.loop.stage import CALIBRATION
 from training.objective.loss import rate
 from training.objective.zero_centre import rounded
 
@@ -49,7 +47,7 @@ def main() -> int:
         state = load_checkpoint(newest_stage(folder), None, None, None)
         network = Network(ModelConfig.from_json(state["config"]))
         network.load_state_dict(state["network"])
-        codec = Codec(network.config, export_tensors(network, np.load(folder / CALIBRATION)), 0, 0)
+        codec = Codec(network.config, export_tensors(network, read_calibration(folder)), 0, 0)
         estimated = real = 0.0
         for picture in progress(pictures, f"lambda {state['lmbda']:g}"):
             estimated += estimated_bytes(network, codec, picture)

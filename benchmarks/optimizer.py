@@ -29,6 +29,12 @@ from training.loop.train import Learner
 from training.network.device import Device
 from training.recipe import RECIPES, Stage
 
+#: Arguments of SOAP that a variant may have.
+SOAP_OPTIONS = {
+    **dict.fromkeys(("soap.beta1", "soap.beta2", "soap.shampoo_beta", "soap.eps"), float),
+    **dict.fromkeys(("soap.interval", "soap.gather"), int),
+}
+
 FIELDS = ("variant", "lmbda", "steps", "step", *quality.FIELDS, "ms", "opt")
 
 
@@ -74,14 +80,13 @@ def _parse(text: str, half: float, base: Stage) -> tuple[Stage, dict[str, Any]]:
     soap: dict[str, Any] = {}
     for part in filter(None, text.partition(":")[2].split(",")):
         name, _, value = part.partition("=")
-        if name in ("soap.interval", "soap.gather"):
-            soap[name[5:]] = int(value)
-        elif name.startswith("soap."):
-            soap[name[5:]] = float(value)
-        elif name in types:
-            changes[name] = types[name](value)
-        else:
+        take = {**types, **SOAP_OPTIONS}.get(name)
+        if take is None:
             raise UserError(f"variant {text!r}: {name!r} is no field of a stage")
+        try:
+            (soap if name in SOAP_OPTIONS else changes)[name.removeprefix("soap.")] = take(value)
+        except (ValueError, TypeError):
+            raise UserError(f"variant {text!r}: {value!r} is no value of {name}") from None
     if "beta1" in soap or "beta2" in soap:
         soap["betas"] = soap.pop("beta1", 0.95), soap.pop("beta2", 0.95)
     return dataclasses.replace(base, **changes), soap

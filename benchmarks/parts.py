@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pandas.errors import EmptyDataError, ParserError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -277,6 +278,19 @@ EXPERIMENTS: dict[str, dict[str, Callable[[Bench], Result]]] = {
 }
 
 
+def read_kept_rows(path: Path) -> pd.DataFrame:
+    """What an earlier call left in the table; UserError if it is no such table."""
+    if not path.exists():
+        return pd.DataFrame(columns=["part", "variant"])
+    try:
+        table = pd.read_csv(path)
+    except (EmptyDataError, ParserError, UnicodeDecodeError):
+        table = pd.DataFrame()
+    if not {"part", "variant"} <= set(table.columns):
+        raise UserError(f"{path}: not a table of this command; move it away")
+    return table
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.parts",
@@ -294,7 +308,7 @@ def main() -> int:
     if options.seconds <= 0:
         raise UserError(f"--seconds {options.seconds:g}: must be positive")
     bench = Bench(options.run, options.data, options.cache, options.seconds)
-    table = pd.read_csv(options.output) if options.output.exists() else pd.DataFrame(columns=["part", "variant"])
+    table = read_kept_rows(options.output)
     for part in options.parts:
         for variant, experiment in EXPERIMENTS[part].items():
             if not ((table["part"] == part) & (table["variant"] == variant)).any():

@@ -41,7 +41,7 @@ def main() -> int:
         prog="python -m benchmarks.versions",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: git worktree add ../before v0.1.0; python -m benchmarks.versions ../before photo.png",
+        epilog="example: git worktree add ../before 372d66b; python -m benchmarks.versions ../before photo.png",
     )
     parser.add_argument("before", type=Path, metavar="CHECKOUT")
     parser.add_argument("photo", type=Path)

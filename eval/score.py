@@ -192,7 +192,13 @@ def find_streams(folder: Path, pattern: str = STREAM_PATTERN) -> list[Path]:
     """The files of `folder` that count as compressed data. UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of streams")
-    if not (found := sorted(path for path in folder.glob(pattern) if path.is_file())):
+    try:
+        matching = list(folder.glob(pattern))
+    except (ValueError, NotImplementedError):
+        raise UserError(
+            f"--pattern {pattern!r}: give names in the folder of streams, such as {STREAM_PATTERN}"
+        ) from None
+    if not (found := sorted(path for path in matching if path.is_file())):
         raise UserError(f"{folder}: no streams ({pattern}) in this folder")
     return found
 

@@ -31,7 +31,7 @@ Integers = NDArray[np.int64]
 REFINED = re.compile(r"-r[\d.]+-s\d+$")
 
 EXAMPLE = """example:
-  python -m ratecontrol.measure photos -o table.csv --refine 24
+  python -m ratecontrol.measure photos -o table.csv --refine 16
   python -m ratecontrol.compare table.csv --bpp 0.15 -o comparison
 """
 
@@ -65,6 +65,14 @@ def methods(problem: Problem, bpp: Fraction) -> Iterator[Method]:
     yield Method("exact", everything, optimum(problem, plain, cap))
     if refined.any():
         yield Method("exact, refined", everything, optimum(problem, np.arange(len(problem.table)), cap))
+
+
+def check_whole(path: Path, problem: Problem) -> None:
+    """UserError unless each picture has each model: a way to choose must have something to choose from."""
+    plain = problem.table[~problem.table["candidate"].str.contains(REFINED)]
+    cells = plain["image"].nunique() * plain["quality"].nunique()
+    if plain["image"].nunique() < len(problem.images) or len(plain.drop_duplicates(["image", "quality"])) < cells:
+        raise UserError(f"{path}: not every picture has every model; measure the pictures without --bpp first")
 
 
 def names(models: list[float] | tuple[float, ...]) -> str:
@@ -217,6 +225,7 @@ def main() -> int:
 
     bpp = parse_bpp(arguments.bpp)
     problem = read_problem(arguments.table)
+    check_whole(arguments.table, problem)
     cap = byte_cap(bpp, problem.pixels)
     feasible(problem, arguments.bpp, cap)
     found = list(console.progress(methods(problem, bpp), "comparing", total=7))

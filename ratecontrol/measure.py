@@ -24,7 +24,7 @@ import pandas as pd
 
 from metrics.clic import ms_ssim, squared_error
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
-from ratecontrol.allocation.table import MEASURED_COLUMNS, picture_hash, read_table, write_table
+from ratecontrol.allocation.table import MEASURED_COLUMNS, numbers, picture_hash, read_table, whole_numbers, write_table
 from ratecontrol.candidates.choices import Choice, every_choice, kinds_of
 from ratecontrol.candidates.predict import Flags, Floats
 from ratecontrol.candidates.search import Found, search
@@ -132,7 +132,7 @@ def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, tuple[str, in
             hashes[path] = picture_hash(picture), picture.shape[0] * picture.shape[1]
         except ImageError as error:
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad leaves such pictures out") from None
+                raise UserError(f"{error}; remove it, or leave such out with ratecontrol.measure --skip-bad") from None
             print(f"skipped: {error}", file=sys.stderr)
     if not hashes:
         raise UserError("none of the pictures can be read")
@@ -164,7 +164,12 @@ def read_rows(table: Path) -> list[Row]:
         os.truncate(table, whole)
     if whole <= len(HEADER):
         return []
-    rows: list[Row] = read_table(table, MEASURED_COLUMNS).to_dict("records")  # type: ignore[assignment]
+    found = read_table(table, MEASURED_COLUMNS)
+    for column in ("width", "height", "bytes"):
+        whole_numbers(table, found, column, 1, 2**40)
+    numbers(table, found, "msssim", -1, 1)
+    numbers(table, found, "encode_seconds", 0, math.inf)
+    rows: list[Row] = found.to_dict("records")  # type: ignore[assignment]
     return [row for row in rows if stream_is_whole(table, row)]
 
 

@@ -248,6 +248,9 @@ def test_bad_sets_of_originals_are_named(folders: tuple[Path, Path, Path], tmp_p
     assert_refused(call(score.main, empty, decoded), f"{empty}: no pictures in this folder")
     assert_refused(call(score.main, originals, empty), "a.png: missing", "b.png: missing", "c.png: missing")
     assert_refused(call(score.main, originals, decoded, "--streams", empty, "--bpp", "1"), "no streams")
+    for pattern in ("", str(empty / "*.clic")):
+        refused = call(score.main, originals, decoded, "--streams", empty, "--pattern", pattern)
+        assert_refused(refused, f"--pattern {pattern!r}: give names")
     shutil.copy(originals / "a.png", originals / "b.png")
     assert_refused(call(score.main, originals, decoded), "b.png", "b.webp", "rename one")
     (originals / "b.png").unlink()

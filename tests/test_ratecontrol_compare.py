@@ -124,5 +124,10 @@ def test_bad_input(tmp_path: Path) -> None:
     assert_refused(call(compare.main, path, "--bpp", "0.01", "-o", tmp_path / "out"), "smallest feasible rate")
     assert_refused(call(compare.main, path, "--bpp", "x", "-o", tmp_path / "out"), "--bpp")
     assert_refused(call(compare.main, tmp_path / "none.csv", "--bpp", BPP, "-o", tmp_path / "out"), "none.csv")
+    table = pd.read_csv(path)
+    for gap in (table["candidate"] == table["candidate"][0], ~table["candidate"].str.contains("-r")):
+        table[~gap | (table["image"] != table["image"][0])].to_csv(tmp_path / "gaps.csv", index=False)
+        refused = call(compare.main, tmp_path / "gaps.csv", "--bpp", BPP, "-o", tmp_path / "out")
+        assert_refused(refused, "gaps.csv: not every picture has every model", "--bpp")
     assert not (tmp_path / "out").exists()
     assert_refused(call(compare.main, path, "--bpp", BPP, "-o", path), "not a folder")

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import LocalCluster
 from PIL import Image
@@ -111,6 +112,16 @@ def test_cut_off_header_is_an_empty_table(table: Path, pictures: Path, ladder_fo
     os.truncate(table, left)
     assert run(table, pictures / "a.png", ladder_folder, "--qualities", "1").code == 0
     assert [(row["image"], row["candidate"]) for row in rows(table)] == [("a.png", "q1")]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"), [("width", "wide"), ("bytes", "0"), ("msssim", "2"), ("encode_seconds", "")]
+)
+def test_a_damaged_cell_is_named(table: Path, pictures: Path, ladder_folder: Path, column: str, cell: str) -> None:
+    lines = pd.read_csv(table, dtype=str)
+    lines.loc[4, column] = cell
+    lines.to_csv(table, index=False)
+    assert_refused(run(table, pictures, ladder_folder), "line 6", column)
 
 
 def test_lost_and_damaged_streams_are_made_again(

@@ -48,6 +48,11 @@ def test_from_photos_to_a_decoded_picture(data: Path, tmp_path: Path) -> None:
     assert_refused(stage("joint", *common), "not a checkpoint")
     assert_refused(call(export.main, run, "-o", tmp_path / "weights"), "not a checkpoint")
     (run / "post_filter.pt").unlink()
+    for damaged in (b"", (run / "calibration.npy").read_bytes()[:500]):
+        (run / "calibration.npy").write_bytes(damaged)
+        assert_refused(call(export.main, run, "-o", tmp_path / "weights"), "calibration.npy", "--resume")
+    (run / "calibration.npy").unlink()
+    assert stage("main", *common, "--resume").code == 0
     assert call(export.main, run, "-o", tmp_path / "weights").code == 0
 
     from submission import decode, encode
@@ -74,7 +79,7 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path) -> None:
     assert_refused(stage("main", *common, "--batch", 0), "--batch")
     assert_refused(stage("main", *common, "--time-budget", "soon"), "20m")
     assert_refused(stage("main", "--lmbda", -1, *common[2:]), "positive")
-    assert_refused(stage("main", *common, "--init", tmp_path / "empty"), "--init", "neither")
+    assert_refused(stage("main", *common, "--init", tmp_path / "empty"), "empty: neither")
     assert_refused(stage("main", *common[:4], "--run", data / "0.png"), "not a folder")
     of_ladder = ("--preset", "tiny", "--data", data, "--run", tmp_path / "run")
     assert_refused(call(ladder.main, *of_ladder, "--lmbda", 12), "must include 3")
@@ -109,7 +114,7 @@ def test_what_is_refused_leaves_the_run_as_it_is(data: Path, tmp_path: Path) -> 
     assert stage("main", *common).code == 0
     before = contents(run)
     assert_refused(stage("main", *common[:2], "--data", tmp_path / "no", *common[4:], "--overwrite"), "not a folder")
-    assert_refused(stage("main", *common, "--init", tmp_path / "no", "--overwrite"), "--init")
+    assert_refused(stage("main", *common, "--init", tmp_path / "no", "--overwrite"), "no: neither weights")
     assert_refused(stage("main", "--lmbda", 5, *common[2:], "--resume"), "lambda")
     assert_refused(stage("main", *common, "--seed", 7, "--resume"), "seed")
     assert contents(run) == before

@@ -52,6 +52,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
     write_stage(tmp_path, "main", 4.0, "ms-ssim", [{"step": 5, "seconds": 1800}])
-    (tmp_path / "main.csv").write_text("step,seconds\n5,many\n")
-    with pytest.raises(UserError, match=r"main\.csv: not the log of a stage"):
-        read_curves(tmp_path)
+    for text in ("step,seconds\n5,7\n", ",".join(FIELDS) + "\nmany\n"):
+        (tmp_path / "main.csv").write_text(text)
+        with pytest.raises(UserError, match=r"main\.csv: not the log of a stage"):
+            read_curves(tmp_path)

@@ -87,7 +87,7 @@ def test_a_stage_without_a_finite_step_ends_with_one_line(tmp_path: Path, monkey
     """Instead of going on to an end that later stages would start from."""
     at = Crops.at
     monkeypatch.setattr(Crops, "at", lambda self, step: at(self, step) * float("nan"))
-    with pytest.raises(UserError, match="no step since the last line of the log was finite; --overwrite begins"):
+    with pytest.raises(UserError, match="no step since the last line of the log was finite; begin the stage again"):
         train_main(dataclasses.replace(RECIPE.stage("main"), steps=3), tmp_path)
     assert not (tmp_path / "main.pt").exists()
 

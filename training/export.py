@@ -75,15 +75,25 @@ def export(checkpoints: list[Path], output: Path) -> None:
         state = load_checkpoint(path, None, None, None)
         network = Network(ModelConfig.from_json(state["config"]))
         network.load_state_dict(state["network"])
-        calibration = path.parent / CALIBRATION
-        if not calibration.exists():
-            raise UserError(f"{calibration}: missing; run the stage again with --resume to write it")
         metric = state["stage"].get("metric", "ms-ssim")  # which older checkpoints do not name
         origin = {"stage": state["stage"]["name"], "steps": state["step"], "metric": metric}
-        models.append((network, float(state["lmbda"]), origin, np.load(calibration)))
+        models.append((network, float(state["lmbda"]), origin, read_calibration(path.parent)))
     if len({lmbda for _, lmbda, _, _ in models}) < len(models):
         raise UserError("two models of the same lambda; export one run at a time")
     export_ladder(models, output)
+
+
+def read_calibration(folder: Path) -> Crops:
+    """The crops that a stage kept for calibration; UserError if they are missing or damaged."""
+    path = folder / CALIBRATION
+    try:
+        crops: Crops = np.load(path)
+        whole = crops.dtype == np.uint8 and crops.ndim == 4 and crops.shape[3] == 3 and crops.size > 0
+    except (OSError, ValueError, EOFError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: missing or damaged; delete it and run the stage again with --resume to write it")
+    return crops
 
 
 def export_ladder(models: list[tuple[Network, float, dict[str, Any], Crops]], output: Path) -> None:

@@ -19,6 +19,9 @@ from training.recipe import STAGES
 
 Row = dict[str, float]
 
+#: Columns without which a log is none.
+NEEDED = {"step", "seconds", "loss", "val_bpp", "val_msssim", "val_psnr"}
+
 #: Share of a run's points, the last ones, whose slope is drawn on for a day.
 RECENT = 0.3
 
@@ -101,7 +104,10 @@ def _numbers(path: Path) -> list[Row]:
     """The lines of a log; an empty cell is NaN."""
     try:
         with path.open(newline="") as file:
-            return [{n: float(v) if v else math.nan for n, v in line.items()} for line in csv.DictReader(file)]
+            lines = csv.DictReader(file)
+            if not set(lines.fieldnames or NEEDED) >= NEEDED:
+                raise ValueError
+            return [{n: float(v) if v else math.nan for n, v in line.items()} for line in lines]
     except (ValueError, TypeError, csv.Error):
         raise UserError(f"{path}: not the log of a stage") from None
 

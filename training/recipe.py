@@ -42,7 +42,7 @@ class Stage:
     padding: int = 0
     #: Lower bound of sigma: 0.11 while noise stands for rounding, 1e-6 once rounding is real (4th paper).
     scale_bound: float = 0.11
-    #: What stands for rounding while the encoder is trained, main and joint: one that is NAMED in
+    #: What stands for rounding while the encoder is trained (trunk, main, joint): one that is NAMED in
     #: `training.objective.quantization`, or RATE/DISTORTION.
     quantizer: str = "aun"
     #: Largest temperature coefficient of quantizers that anneal: reached in the main stage, kept in the joint one.

@@ -43,7 +43,7 @@ class Point:
     bpp: str
     codec: str
     cap: int
-    smallest: int  #: bytes of the set at the codec's lowest quality
+    smallest: int  #: bytes of all pictures' smallest candidates
     pixels: int
     pictures: list[PictureScore] = dataclasses.field(default_factory=list)
     read: Callable[[str], Picture] | None = None  #: the decoded picture of a stem

@@ -13,7 +13,7 @@ from submission.files import Picture
 from submission.ladder import Ladder
 
 #: Steps of refinement that are taken, and that are worth it (`docs/ratecontrol.md`).
-MOST_STEPS, GOOD_STEPS = 10_000, 24
+MOST_STEPS, GOOD_STEPS = 10_000, 16
 
 
 @dataclass(frozen=True)

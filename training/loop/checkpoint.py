@@ -44,7 +44,7 @@ def save_checkpoint(
         part.unlink(missing_ok=True)
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{path}: cannot write the checkpoint ({reason}); the last good one is intact: make room, then --resume"
+            f"{path}: cannot write the checkpoint ({reason}); the last good one is intact: make room, then continue"
         ) from None
 
 
@@ -63,7 +63,7 @@ def load_checkpoint(path: Path, config: ModelConfig | None, stage: Stage | None,
         raise UserError(f"{path}: made for another network ({found.name}); use its preset, or another run folder")
     if stage is not None and (other := _differences(state["stage"], stage)):
         raise UserError(
-            f"{path}: made with other settings of this stage ({', '.join(other)}); use the same, or --overwrite"
+            f"{path}: made with other settings of this stage ({', '.join(other)}); use the same, or another run folder"
         )
     if lmbda is not None and state["lmbda"] != lmbda:
         raise UserError(f"{path}: made for lambda {state['lmbda']:g}, not {lmbda:g}; use another run folder")

@@ -24,7 +24,7 @@ def seconds(text: str) -> float:
     elif "".join(value + unit for value, unit in parts) != text:
         total = 0.0
     if total <= 0:
-        raise UserError(f"--time-budget {text!r}: give a time such as 20m, 1h30m or 90s")
+        raise UserError(f"{text!r} is no time; give one such as 20m, 1h30m or 90s")
     return total
 
 
@@ -65,8 +65,8 @@ def add_quantizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantizer",
         metavar="Q",
-        help=f"stands for rounding in the main and joint stage: {', '.join(NAMED)} (default: aun), or RATE/DISTORTION "
-        "as in sua+ep/sua+ste; see docs/quantization.md",
+        help=f"stands for rounding in trunk, main and joint stage: {', '.join(NAMED)} (default: aun), or "
+        "RATE/DISTORTION as in sua+ep/sua+ste; see docs/quantization.md",
     )
     parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end (default 12)")
     parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")

@@ -199,8 +199,8 @@ def train(
                 lost, lost_before = int(skipped), lost
                 if lost == step or lost - lost_before == LOG_EVERY:  # its end would be worth nothing
                     raise UserError(
-                        "no step since the last line of the log was finite; --overwrite begins the stage again, "
-                        "perhaps with another --seed or, if that fails too, --precision fp32"
+                        "no step since the last line of the log was finite; begin the stage again (its script with "
+                        "--overwrite), perhaps with another --seed or, if that fails too, --precision fp32"
                     )
                 if world.first and (step % VALIDATE_EVERY == 0 or ended):
                     with average.in_place() if average and not ended else nullcontext():

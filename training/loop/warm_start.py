@@ -41,7 +41,7 @@ def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelCo
         if newest is not None:
             found[float(load_checkpoint(newest, None, None, None)["lmbda"])] = newest
     if not found:
-        raise UserError(f"--init {folder}: neither weights nor a finished stage of a model there")
+        raise UserError(f"{folder}: neither weights nor a finished stage of a model there")
     return _state(found[_nearest(list(found), lmbda)], model)
 
 
