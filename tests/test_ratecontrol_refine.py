@@ -127,11 +127,12 @@ def test_one_step_is_the_encoder(ladder_folder: Path) -> None:
 
 
 def test_large_pictures_in_blocks() -> None:
-    codec, picture = Ladder.load(DEFAULT_WEIGHTS).codec(2), noise_picture(200, 330)
+    """Of 192 pixels: in smaller ones MS-SSIM has not all of its scales."""
+    codec, picture = Ladder.load(DEFAULT_WEIGHTS).codec(2), noise_picture(360, 370)
     before = loss(codec, picture, codec.latents(picture), 3)
     with mock.patch.object(module, "BLOCK", 3):
-        assert [(r.stop - r.start, c.stop - c.start) for r, c in blocks(200, 330)] == [(2, 3)] * 4
-        assert loss(codec, picture, refine(codec, picture, 3, 8, CPU), 3) < before
+        assert [(r.stop - r.start, c.stop - c.start) for r, c in blocks(360, 370)] == [(3, 3)] * 4
+        assert loss(codec, picture, refine(codec, picture, 3, 8, CPU), 3) < 0.97 * before
 
 
 def test_learned_steps_keep_z() -> None:
