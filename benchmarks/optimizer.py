@@ -73,8 +73,8 @@ def _read(path: Path) -> set[tuple[str, str, str]]:
     return {(r["variant"], r["lmbda"], r["steps"]) for r in rows if r["step"] == r["steps"]}
 
 
-def _parse(text: str, half: float, base: Stage) -> tuple[Stage, dict[str, Any]]:
-    """The variant's stage and its arguments for SOAP."""
+def parse_variant(text: str, half: float, base: Stage) -> tuple[Stage, dict[str, Any]]:
+    """The variant's stage and its arguments for SOAP; UserError for a field or value that is none."""
     types = {f.name: type(getattr(base, f.name)) for f in dataclasses.fields(Stage)}
     changes: dict[str, Any] = {"half": half}
     soap: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def _parse(text: str, half: float, base: Stage) -> tuple[Stage, dict[str, Any]]:
 def _train(text: str, options: argparse.Namespace, pictures: Pictures) -> None:
     recipe, device = RECIPES[options.preset], Device.choose("auto", "off")
     base = dataclasses.replace(recipe.stage("main"), steps=options.steps, warmup=min(150, options.steps // 8))
-    stage, soap = _parse(text, options.half, base)
+    stage, soap = parse_variant(text, options.half, base)
     torch.manual_seed(stage.seed)
     network = Network(recipe.model)
     learner, crops = Learner(network, stage, options.lmbda, device), Crops(pictures, stage, device)

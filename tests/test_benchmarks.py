@@ -5,12 +5,14 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import against, coder, decode, decoder, encoder, search
+from benchmarks import against, coder, decode, decoder, encoder, optimizer, parts, search
 from benchmarks.size import size
 from submission.config import NETWORKS
+from submission.errors import UserError
 from submission.ladder import Ladder
 from tests.commands import assert_refused, call
 from tests.conftest import noise_picture
+from training.recipe import RECIPES
 
 
 @pytest.mark.parametrize("text", ["foo", "64", "64x", "0x64", "64x-1", "64x64x3", "６４x64"])
@@ -55,6 +57,14 @@ def test_search_looks_candidates_up(tmp_path: Path) -> None:
     assert result.code == 0, result.stderr
     rows = result.stdout.splitlines()[1:]
     assert len(rows) == 4 * len(search.VARIANTS) and all(" of 18 " in row for row in rows)
+    measured = tmp_path / "a.csv"  # as ratecontrol.measure has it
+    cells = [line.split(",")[1:] for line in lines if not line.startswith("vvc")]
+    named = [[*row, "candidate" if k == 0 else f"q{row[3]}"] for k, row in enumerate(cells)]
+    measured.write_text("\n".join(map(",".join, named)) + "\n")
+    again = call(search.main, measured, "--lmbda", 1, 2, 4)
+    assert [row.split()[1:] for row in again.stdout.splitlines()] == [
+        row.split()[1:] for row in result.stdout.splitlines()
+    ]
     refused = call(search.main, table(*lines), "--lmbda", 1, 2)
     assert_refused(refused, "a-candidates.tsv: has model 2; give the --lmbda of all models")
     large = [line.replace(",300,0,", ",300,0,1") for line in lines]
@@ -71,6 +81,27 @@ def test_what_no_comparison_kept(tmp_path: Path, text: bytes) -> None:
     path.write_bytes(text % columns if b"%b" in text else text)
     for module, peer in ((against, ["vvc"]), (search, [])):
         assert_refused(call(module.main, *peer, path), "a.tsv: not the candidates that eval.compare --keep leaves")
+
+
+@pytest.mark.parametrize("text", [b"", b"a,b\n1,2\n", b"\xff\xfe,\n"])
+def test_what_is_no_table_of_parts(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "parts.csv").write_bytes(text)
+    with pytest.raises(UserError, match="not a table of this command"):
+        parts.read_kept_rows(tmp_path / "parts.csv")
+
+
+@pytest.mark.parametrize("field", ["lr=fast", "speed=1", "soap.speed=1", "soap.interval=often", "seconds=1"])
+def test_a_variant_that_is_none(field: str) -> None:
+    stage = RECIPES["small"].stage("main")
+    with pytest.raises(UserError, match=f"variant 'a:{field}'"):
+        optimizer.parse_variant(f"a:{field}", 0.0, stage)
+
+
+def test_a_variant_of_stage_and_optimizer() -> None:
+    text = "a:lr=1e-3,batch=8,soap.beta1=0.9,soap.interval=7"
+    stage, soap = optimizer.parse_variant(text, 0.5, RECIPES["small"].stage("main"))
+    assert (stage.lr, stage.batch, stage.half) == (1e-3, 8, 0.5)
+    assert soap == {"betas": (0.9, 0.95), "interval": 7}
 
 
 def test_against_a_peer_at_equal_bytes(tmp_path: Path) -> None:
