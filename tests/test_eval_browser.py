@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eval.report import page as report
-from tests.test_eval_compare import made_up
+from tests.test_eval_report import made_up
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
