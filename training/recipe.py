@@ -133,7 +133,10 @@ def _short_stages(
         later,
         dataclasses.replace(later, name="joint", steps=joint, lr=3e-4, padding=20),
         dataclasses.replace(later, name="hard", steps=hard, lr=3e-4, padding=20, scale_bound=1e-6),
-        dataclasses.replace(later, name="entropy", steps=entropy, batch=2 * batch, padding=20, scale_bound=1e-6),
+        # rates of the stages before undo in hundreds of steps what those have found
+        dataclasses.replace(
+            later, name="entropy", steps=entropy, lr=2.5e-4, batch=2 * batch, padding=20, scale_bound=1e-6
+        ),
     )
 
 
@@ -166,7 +169,7 @@ RECIPES = {
         _short_stages(8000, 300, 800, 400, 600, 192, 4),
         (0.8, 1.6, 3.0, 6.0, 12.0, 26.0, 60.0),
         6.0,
-        (1800, 80, 200, 1000, 300),
+        (1800, 80, 200, 1000, 500),
     ),
     "base": Recipe(
         PRESETS["base"],
