@@ -125,7 +125,7 @@ def test_times_are_read(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "20 m", "m20", "-5m", "0s", "20mm"])
 def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="give a time such as 20m"):
+    with pytest.raises(UserError, match="is no time; give one such as 20m"):
         seconds(text)
 
 
