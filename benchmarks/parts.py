@@ -26,10 +26,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from pandas.errors import EmptyDataError, ParserError
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.kept import read_or_empty
 from ratecontrol.allocation.table import write_table
 from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run
@@ -282,10 +282,7 @@ def read_kept_rows(path: Path) -> pd.DataFrame:
     """What an earlier call left in the table; UserError if it is no such table."""
     if not path.exists():
         return pd.DataFrame(columns=["part", "variant"])
-    try:
-        table = pd.read_csv(path)
-    except (EmptyDataError, ParserError, UnicodeDecodeError):
-        table = pd.DataFrame()
+    table = read_or_empty(path, ",")
     if not {"part", "variant"} <= set(table.columns):
         raise UserError(f"{path}: not a table of this command; move it away")
     return table
