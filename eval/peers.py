@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from eval.codecs.peer import PEERS, Peer
 from metrics.clic import ms_ssim, squared_error
 from submission import console
 from submission.cores import given_cores
-from submission.errors import UserError
+from submission.errors import UserError, guarded, naming
 from submission.files import Picture, list_images, make_folder, read_image, write_bytes
 
 COLUMNS = [
@@ -112,7 +112,17 @@ def _measure_peer(hashes: dict[Path, str], table: Path, peer: Peer) -> None:
 
 @functools.lru_cache(maxsize=4)  # its qualities are measured one after the other
 def _read(path: Path, image_sha256: str) -> Picture:
-    return read_image(path)
+    return read_image(path, as_stored=True)
+
+
+@contextlib.contextmanager
+def _naming(task: Task, doing: str) -> Iterator[None]:
+    """Turn whatever a codec's library says about one picture into a UserError that names it."""
+    try:
+        with naming(task.picture), guarded(doing):
+            yield
+    except ValueError as error:  # of Pillow's encoders
+        raise UserError(f"{task.picture}: cannot be {doing} here: {error}") from None
 
 
 def _measure(task: Task, table: Path, peer: Peer) -> Row:
@@ -120,12 +130,14 @@ def _measure(task: Task, table: Path, peer: Peer) -> Row:
     picture = _read(task.picture, task.image_sha256)
     height, width, _ = picture.shape
     start = time.perf_counter()
-    data = peer.compress(picture, task.quality)
+    with _naming(task, f"coded with {peer.name}"):
+        data = peer.compress(picture, task.quality)
     encode_seconds = time.perf_counter() - start
     stream = make_folder(table.with_suffix(".streams")) / f"{task.picture.stem}.q{task.quality}{peer.suffix}"
     write_bytes(stream, data)
     start = time.perf_counter()
-    decoded = peer.decompress(stream.read_bytes())
+    with _naming(task, f"decoded with {peer.name}"):
+        decoded = peer.decompress(stream.read_bytes())
     decode_seconds = time.perf_counter() - start
     msssim = ms_ssim(picture, decoded)
     values = [task.picture.name, width, height, f"q{task.quality}", task.quality, len(data)]
@@ -137,7 +149,7 @@ def _measure(task: Task, table: Path, peer: Peer) -> Row:
 def _read_rows(table: Path, peer: Peer) -> dict[Key, Row]:
     """The rows of `table` that were measured with today's settings and whose files are still there."""
     try:
-        rows = pd.read_csv(table, keep_default_na=False).to_dict("records")
+        rows = pd.read_csv(table, keep_default_na=False, compression=None).to_dict("records")
     except FileNotFoundError:
         return {}
     except (EmptyDataError, ParserError, UnicodeDecodeError):

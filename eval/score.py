@@ -60,8 +60,8 @@ def score_pictures(originals: Path, decoded: Path, streams: Sequence[Path] = ())
     sizes = {path.stem: path.stat().st_size for path in streams}
     scores, faults = [], []
     for stem, path in console.progress(originals_by_stem.items(), "scoring", len(originals_by_stem)):
-        original = read_image(path)
         try:
+            original = read_image(path, as_stored=True)
             picture = _read_decoded(decoded_by_stem[stem], original)
         except UserError as fault:
             faults.append(str(fault))
@@ -118,7 +118,7 @@ def paper_means(originals: Path, decoded: Path, scores: Sequence[PictureScore]) 
     """
     originals_by_stem = {path.stem: path for path in list_images([originals])}
     found = _match(originals_by_stem, decoded)
-    pairs = ((read_image(path), read_image(found[stem])) for stem, path in originals_by_stem.items())
+    pairs = ((read_image(path, as_stored=True), read_image(found[stem])) for stem, path in originals_by_stem.items())
     theirs = [pytorch_msssim(*pair) for pair in console.progress(pairs, "pytorch_msssim", len(found))]
     rates = [8 * score.bytes / score.pixels for score in scores if score.bytes is not None]
     return {
@@ -232,6 +232,8 @@ def main() -> int:
 
     if options.bpp and not options.streams:
         raise UserError("--bpp needs --streams DIR: the rate is counted from the compressed files")
+    if options.pattern != STREAM_PATTERN and not options.streams:
+        raise UserError("--pattern needs --streams DIR: it says which of its files are counted")
     cap_bpp = parse_bpp(options.bpp) if options.bpp else None
     streams = find_streams(options.streams, options.pattern) if options.streams else []
     scores = score_pictures(options.originals, options.decoded, streams)

@@ -30,7 +30,7 @@ from ratecontrol.candidates.predict import Flags, Floats
 from ratecontrol.candidates.search import Found, search
 from ratecontrol.parallel.compute import Workers, compute
 from submission.console import Progress, progress, run
-from submission.errors import ImageError, UserError
+from submission.errors import ImageError, UserError, guarded, naming
 from submission.files import list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
@@ -74,13 +74,14 @@ class Task:
 def measure(task: Task) -> tuple[Row, bytes]:
     """Encode and decode: the row of the table and the stream, for the caller to keep."""
     ladder = load_ladder(task.weights)
-    picture = read_image(task.picture)
+    picture = read_image(task.picture, as_stored=True)
     if picture_hash(picture) != task.image_sha256:
         raise UserError(f"{task.picture}: changed while it was being measured; run again")
     if ladder.model_hash(task.choice.quality) != task.model_sha256:
         raise UserError(f"{task.weights}: changed while it was being measured; run again")
     start = time.perf_counter()
-    encoded = task.choice.encode(ladder, picture)
+    with naming(task.picture), guarded("encoded"):
+        encoded = task.choice.encode(ladder, picture)
     seconds = time.perf_counter() - start
     score = ms_ssim(picture, encoded.reconstruction)
     height, width, _ = picture.shape
@@ -128,7 +129,7 @@ def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, tuple[str, in
         if not path.name.isprintable():
             raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
         try:
-            picture = read_image(path)
+            picture = read_image(path, as_stored=True)
             hashes[path] = picture_hash(picture), picture.shape[0] * picture.shape[1]
         except ImageError as error:
             if not skip_bad:

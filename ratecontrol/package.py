@@ -58,7 +58,9 @@ def collect(folder: Path, choice: Path, ladder: Ladder) -> list[tuple[Entry, byt
     pictures = {path.name: path for path in list_images([folder])}
     rows = {str(row["image"]): row for row in table.to_dict("records")}
     if lacking := sorted(pictures.keys() - rows.keys()):
-        raise UserError(f"{choice}: has no row for {lacking[0]} of {folder}; measure and allocate it first")
+        raise UserError(
+            f"{choice}: has no row for {lacking[0]} of {folder}; measure and allocate it, or move it elsewhere"
+        )
     if unknown := sorted(rows.keys() - pictures.keys()):
         raise UserError(f"{folder}: has no picture {unknown[0]}, which {choice} lists; measure and allocate again")
     names = sorted(pictures)
@@ -68,7 +70,7 @@ def collect(folder: Path, choice: Path, ladder: Ladder) -> list[tuple[Entry, byt
 def check_stream(picture: Path, choice: Path, row: dict[Any, Any], ladder: Ladder) -> tuple[Entry, bytes]:
     """The stream of one picture; UserError unless picture, row, stream and model belong together."""
     width, height, quality, size = (int(row[column]) for column in ("width", "height", "quality", "bytes"))
-    if picture_hash(read_image(picture)) != row["image_sha256"]:
+    if picture_hash(read_image(picture, as_stored=True)) != row["image_sha256"]:
         raise UserError(f"{picture}: changed since it was measured; measure and allocate again")
     if quality not in ladder.qualities or ladder.model_hash(quality) != row["model_sha256"]:
         raise UserError(f"{picture.name}: was measured with other weights than {ladder.folder}; give --weights")

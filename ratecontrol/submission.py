@@ -11,7 +11,7 @@ from pathlib import Path
 from ratecontrol import allocate, measure, package
 from ratecontrol.allocation.budget import RATES, parse_bpp
 from ratecontrol.decoder import add_wheels
-from submission.console import fail, run
+from submission.console import fail, run, word
 from submission.errors import UserError
 from submission.ladder import DEFAULT_WEIGHTS
 
@@ -25,9 +25,9 @@ def submit(folder: Path, dist: Path, rate: str, weights: Path, wheels: Path | No
     """Allocate and package for one rate; the exit code. UserError where the rate cannot be reached."""
     choice = dist / f"choice-{rate}.csv"
     print(f"\n{rate} bpp")
-    allocate.main([str(dist / "table.csv"), "--bpp", rate, "-o", str(choice)])
-    words = [str(folder), str(choice), "-o", str(dist / rate), "--bpp", rate, "--weights", str(weights), "--overwrite"]
-    return package.main([*words, *(["--wheels", str(wheels)] if wheels else [])])
+    allocate.main([word(dist / "table.csv"), "--bpp", rate, "-o", word(choice)])
+    words = [word(folder), word(choice), "-o", word(dist / rate), "--bpp", rate, "--weights", word(weights)]
+    return package.main([*words, "--overwrite", *(["--wheels", word(wheels)] if wheels else [])])
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder of pictures")
 
-    words = [str(options.folder), "-o", str(options.output / "table.csv"), "--weights", str(options.weights)]
+    words = [word(options.folder), "-o", word(options.output / "table.csv"), "--weights", word(options.weights)]
     words += ["--replace", "--refine", str(options.refine), "--factors", options.factors, "--bpp", *options.bpp]
     measure.main([*words, *(["--jobs", str(options.jobs)] if options.jobs is not None else [])])
     codes = []

@@ -1,7 +1,6 @@
 """How every command of this project talks to a person: one line for an error, a progress bar for anything long."""
 
 import contextlib
-import errno
 import io
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from submission import processes
-from submission.errors import UserError
+from submission.errors import DISK_FULL, UserError
 
 T = TypeVar("T")
 
@@ -23,9 +22,6 @@ QUIET_SECONDS = 1.0
 #: Seconds in which a command ends by itself after Ctrl-C or SIGTERM; then it is cut off.
 GOODBYE = 1.3
 
-#: What the system says when a disk, or what a user may have of it, is full.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 #: Back to the start of the line on a terminal, and erase what stands there.
 ERASE_LINE = "\r\x1b[K"
 
@@ -34,6 +30,11 @@ def program(name: str) -> str:
     """What a command is called in its help: `clic-encode` where it was started by that name, else the module."""
     script = f"clic-{name}"
     return script if Path(sys.argv[0]).name == script else f"python -m submission.{name}"
+
+
+def word(path: Path) -> str:
+    """A path as a word of a command line, which no name makes an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def run(main: Callable[[], int]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from submission import __version__
-from submission.console import DISK_FULL, fail, program, progress, run
+from submission.console import fail, program, progress, run
 from submission.cores import given_cores
-from submission.errors import UserError, guarded
-from submission.files import Picture, list_files, make_folder, write_png
+from submission.errors import UserError, guarded, writing
+from submission.files import Picture, list_files, output_folder, read_stream, write_png
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 SUFFIX = ".clic"
@@ -19,17 +19,7 @@ SUFFIX = ".clic"
 def decompress(ladder: Ladder, path: Path) -> Picture:
     """The picture of the stream in `path`. UserError for whatever keeps this one from being decoded."""
     with guarded("decoded"):
-        return ladder.decompress(path.read_bytes())
-
-
-def save(path: Path, picture: Picture) -> None:
-    """Write a PNG. UserError for whatever concerns this file alone; a full disk concerns them all."""
-    try:
-        write_png(path, picture)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        return ladder.decompress(read_stream(path))
 
 
 def main() -> int:
@@ -51,15 +41,15 @@ def main() -> int:
     if options.inputs and options.output is None:
         raise UserError("give -o DIR for the decoded pictures")
     paths = list_files(options.inputs or [Path()], {SUFFIX}, f"streams (*{SUFFIX})")
-    folder = make_folder(options.output or Path())
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: user {os.getuid()} may not write here; give another folder, or run as its owner")
+    folder = output_folder(options.output or Path())
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(given_cores())
     failed = 0
     for path in progress(paths, "decoding"):
         try:  # one bad stream does not keep the others from being decoded
-            save(folder / f"{path.stem}.png", decompress(ladder, path))
+            picture, target = decompress(ladder, path), folder / f"{path.stem}.png"
+            with writing(target):
+                write_png(target, picture)
         except UserError as error:
             fail(f"{path}: {error}")
             failed += 1

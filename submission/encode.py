@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from submission.console import fail, program, progress, run
-from submission.errors import ImageError, UserError, guarded
-from submission.files import Picture, list_images, make_folder, read_image, write_bytes
+from submission.errors import UserError, guarded, naming, writing
+from submission.files import Picture, list_images, output_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 from submission.target import Target, compress_under
 
@@ -15,16 +15,10 @@ EXAMPLES = """examples:
 """
 
 
-def compress(ladder: Ladder, path: Path, quality: int, target: Target | None) -> tuple[Picture, int, bytes]:
-    """The picture in `path`, the quality it got, and its stream. ImageError for what keeps it from being encoded."""
-    picture = read_image(path)
-    try:
-        with guarded("encoded"):
-            if target:
-                return picture, *compress_under(ladder, picture, target)
-            return picture, quality, ladder.codec(quality).compress(picture)
-    except UserError as error:
-        raise ImageError(f"{path}: {error}") from None
+def compress(ladder: Ladder, path: Path, picture: Picture, quality: int, target: Target | None) -> tuple[int, bytes]:
+    """The quality that the picture of `path` got, and its stream. ImageError for what keeps it from being encoded."""
+    with naming(path), guarded("encoded"):
+        return compress_under(ladder, picture, target) if target else (quality, ladder.codec(quality).compress(picture))
 
 
 def main() -> int:
@@ -40,6 +34,7 @@ def main() -> int:
     size.add_argument("-q", "--quality", type=int, help="model of the ladder, 0 the smallest (default: the middle)")
     size.add_argument("--bpp", metavar="RATE", help="for each picture, the best model of at most RATE bits per pixel")
     size.add_argument("--bytes", type=int, metavar="N", help="for each picture, the best model of at most N bytes")
+    parser.add_argument("--as-stored", action="store_true", help="do not apply EXIF rotation and ICC profile")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     options = parser.parse_args()
     target = Target(options.bpp, options.bytes) if (options.bpp, options.bytes) != (None, None) else None
@@ -48,16 +43,18 @@ def main() -> int:
     for needed in ladder.qualities if target else [quality]:
         ladder.codec(needed)  # bad weights are found before anything is written
     paths = list_images(options.inputs)
-    folder = make_folder(options.output)
+    folder = output_folder(options.output)
     lines, done, total, pixels = [], 0, 0, 0
     for path in progress(paths, "encoding"):
         try:  # one bad picture does not keep the others from being encoded
-            picture, chosen, stream = compress(ladder, path, quality, target)
-        except ImageError as error:
+            picture = read_image(path, options.as_stored)
+            chosen, stream = compress(ladder, path, picture, quality, target)
+            with writing(file := folder / f"{path.stem}.clic"):
+                write_bytes(file, stream)
+        except UserError as error:
             fail(str(error))
             continue
         area = picture.shape[0] * picture.shape[1]
-        write_bytes(folder / f"{path.stem}.clic", stream)
         if target:
             reached = f"{len(stream):,} bytes of {target.limit(area):,}, {8 * len(stream) / area:.4f} bpp"
             lines.append(f"{path.name}: quality {chosen}, {reached}")

@@ -25,14 +25,18 @@ MAX_SIDE = 65535
 #: The largest picture taken: 8192 x 8192, more than four times the largest of any CLIC set.
 MAX_PIXELS = 8192 * 8192
 
+#: The largest compressed file taken: a byte for each sample of the largest picture.
+MOST_STREAM = 3 * MAX_PIXELS
 
-def read_image(path: Path) -> Picture:
+
+def read_image(path: Path, as_stored: bool = False) -> Picture:
     """The picture that a person sees in `path`, as uint8 H x W x 3 in sRGB.
 
     EXIF rotation is applied, an embedded ICC profile is converted to sRGB, grey, palette and CMYK become RGB. Of 16
-    bits a sample 8 are left: grey is rounded, colours are cut off by Pillow. Raises ImageError for anything unreadable,
-    for real transparency (flatten it first: a decoded picture has no alpha) and for sides over 65535 or more than 67
-    million pixels.
+    bits a sample 8 are left: grey is rounded, colours are cut off by Pillow. `as_stored` leaves rotation and profile
+    alone: the samples of the file, which are what the challenge compares (`docs/evaluation.md`). Raises ImageError for
+    anything unreadable, for real transparency (flatten it first: a decoded picture has no alpha) and for sides over
+    65535 or more than 67 million pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -40,8 +44,10 @@ def read_image(path: Path) -> Picture:
             with Image.open(path) as opened:
                 _check_size(path, *opened.size)
                 opened.load()
-                picture = ImageOps.exif_transpose(opened)
-                return as_rgb(path, picture)
+                picture = opened if as_stored else ImageOps.exif_transpose(opened)
+                if opened.format == "PPM" and opened.mode == "I":  # of more than 8 bits: 65535 is white
+                    picture = Image.fromarray(np.asarray(picture).astype(np.uint16))
+                return as_rgb(path, picture, as_stored)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -63,11 +69,11 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def as_rgb(path: Path | str, picture: Image.Image) -> Picture:
+def as_rgb(path: Path | str, picture: Image.Image, as_stored: bool = False) -> Picture:
     """The pixels of `picture`, which errors call `path`, as `read_image` gives them, not rotated."""
     if picture.mode in ("I", "F"):
         raise ImageError(f"{path}: {picture.mode} samples have no defined white; convert to 8 or 16 bits first")
-    profile = picture.info.get("icc_profile")
+    profile = None if as_stored else picture.info.get("icc_profile")
     if picture.has_transparency_data and _is_transparent(picture):
         raise ImageError(f"{path}: has transparent pixels, which a decoded PNG cannot show; flatten it first")
     if picture.mode.startswith("I;16"):
@@ -132,9 +138,16 @@ def list_images(inputs: list[Path]) -> list[Path]:
     return list_files(inputs, SUFFIXES, "pictures")
 
 
+def read_stream(path: Path) -> bytes:
+    """The bytes of a compressed file. UserError for one that is larger than any picture as it is: no memory for it."""
+    if (size := path.stat().st_size) > MOST_STREAM:
+        raise UserError(f"{size:,} bytes are more than any stream has")
+    return path.read_bytes()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file that is whole or absent: a temporary neighbour, then a rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:20]}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -160,6 +173,13 @@ def make_folder(path: Path) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: exists and is not a folder")
     path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def output_folder(path: Path) -> Path:
+    """`make_folder`, and UserError unless files can be written there: found before the work."""
+    if not os.access(make_folder(path), os.W_OK | os.X_OK):
+        raise UserError(f"{path}: user {os.getuid()} may not write here; give another folder, or run as its owner")
     return path
 
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from submission import bitstream
 from submission.codec import latent_size
 from submission.console import program, run
-from submission.errors import UserError, guarded
-from submission.files import Picture, write_bytes
+from submission.errors import UserError, guarded, naming
+from submission.files import Picture, read_stream, write_bytes
 from submission.integer import Int32
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 from submission.mixture import CODER_BITS, Positions, Tables
@@ -191,13 +191,10 @@ def main() -> int:
     if options.map and options.map.suffix.lower() != ".png":
         raise UserError(f"{options.map}: the map is a PNG; give a name that ends in .png")
     ladder = Ladder.load(options.weights)
-    try:
-        with guarded("decoded"):
-            stream = options.stream.read_bytes()
-            found = inspect(ladder, stream)
-            picture = ladder.decompress(stream) if options.map else None
-    except UserError as error:
-        raise UserError(f"{options.stream}: {error}") from None
+    with naming(options.stream), guarded("decoded"):
+        stream = read_stream(options.stream)
+        found = inspect(ladder, stream)
+        picture = ladder.decompress(stream) if options.map else None
     if picture is not None:
         buffer = io.BytesIO()
         draw(found.map, picture).save(buffer, "PNG")

@@ -127,6 +127,12 @@ def test_lack_of_memory_and_rights_spare_the_others(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.png", "c.png"]
 
 
+def test_a_huge_file_is_refused_unread(streams: Path, ladder_folder: Path, tmp_path: Path) -> None:
+    with (tmp_path / "a.clic").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    assert_refused(run(tmp_path, tmp_path / "out", ladder_folder), "a.clic", "more than any stream has")
+
+
 def test_version(ladder_folder: Path) -> None:
     done = call(decode.main, "--version", "--weights", ladder_folder)
     assert done == Result(0, f"version {__version__}, ladder {Ladder.load(ladder_folder).id}\n", "")

@@ -155,6 +155,14 @@ def test_a_table_of_an_earlier_version_is_measured_anew(folder: Path, tmp_path: 
     assert list(pd.read_csv(table).columns) == peers.COLUMNS
 
 
+def test_a_picture_that_a_codec_cannot_take_is_named(folder: Path, tmp_path: Path) -> None:
+    def fail(picture: Picture, quality: int) -> bytes:
+        raise ValueError("encoding error 5: Image size exceeds limit")
+
+    with pytest.raises(UserError, match=r"[ab]\.png: cannot be coded with jpeg here: encoding error 5"):
+        peers.measure(folder, tmp_path / "out", [dataclasses.replace(JPEG, compress=fail)])
+
+
 def test_command_refuses_bad_input(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     for bad in ("empty", "nowhere"):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +133,14 @@ def alpha(path: Path) -> None:
 
 
 def deep(path: Path) -> None:
-    """The picture claims 16 bits a sample, in the byte of a PNG that says so."""
+    """A PNG of 16 bits a sample and of the same size, which Pillow reads as RGB."""
     data = bytearray(path.read_bytes())
     data[24] = 16
-    path.write_bytes(data)
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)  # of the header
+    rows = zlib.compress(b"".join(b"\0" + bytes(6 * 47) for _ in range(33)))
+    samples = b"IDAT" + rows
+    chunk = len(rows).to_bytes(4) + samples + zlib.crc32(samples).to_bytes(4)
+    path.write_bytes(data[:33] + chunk + b"\0\0\0\0IEND\xaeB`\x82")
 
 
 def same_name(path: Path) -> None:
@@ -150,7 +155,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "46x33": lambda path: Image.fromarray(noise_picture(33, 46)).save(path),
     "not 8-bit RGB": grey,
     "mode RGBA": alpha,
-    "b.png": deep,
+    "b.png: not 8-bit RGB (mode RGB)": deep,
     "unreadable": lambda path: path.write_bytes(path.read_bytes()[:300]),
     "no image": lambda path: path.write_bytes(b""),
 }
@@ -255,4 +260,18 @@ def test_bad_sets_of_originals_are_named(folders: tuple[Path, Path, Path], tmp_p
     assert_refused(call(score.main, originals, decoded), "b.png", "b.webp", "rename one")
     (originals / "b.png").unlink()
     (originals / "c.bmp").write_bytes(b"BM nothing")
-    assert_refused(call(score.main, originals, decoded), "c.bmp: not a readable picture")
+    grey(decoded / "a.png")
+    words = ["c.bmp: not a readable picture", "a.png: not 8-bit RGB"]
+    assert_refused(call(score.main, originals, decoded), *words)
+    assert_refused(call(score.main, originals, decoded, "--pattern", "*.bin"), "--pattern needs --streams")
+
+
+def test_originals_count_as_they_are_stored(folders: tuple[Path, Path, Path]) -> None:
+    """The organisers' code looks at neither rotation nor profile."""
+    originals, decoded, _ = folders
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open(originals / "a.png")
+    picture.save(originals / "a.png", exif=exif)
+    picture.save(decoded / "a.png")
+    assert score.score_pictures(originals, decoded)[0].msssim == 1

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from submission import encode
+from submission.bitstream import read_header
 from submission.codec import Codec
 from submission.errors import ImageError, UserError
 from submission.files import Picture, exchange, list_images, read_image, write_bytes, write_png
@@ -46,6 +47,13 @@ def test_16_bit_grey_is_rounded_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(found[0, :, 0], np.rint(values[0] / 257))
 
 
+def test_grey_of_more_than_8_bits_in_a_pgm_is_rounded_too(tmp_path: Path) -> None:
+    values = np.arange(1024, dtype=">u2").reshape(32, 32)
+    (tmp_path / "a.pgm").write_bytes(b"P5 32 32 1023\n" + values.tobytes())
+    found = read_image(tmp_path / "a.pgm")
+    assert np.abs(found[:, :, 0] - values / 1023 * 255).max() <= 0.51
+
+
 def profile(**changes: object) -> bytes:
     """Of sRGB, or where `space` says so of grey: as Pillow's own profiles have it, with the space's name changed."""
     made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -74,8 +82,10 @@ def test_a_profile_of_other_primaries_is_converted(tmp_path: Path, mode: str) ->
         bytes(swapped).replace(b"sRGB", b"xRGB").replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))
     )
     blue_picture = Image.new("RGB", (20, 20), (0, 0, 255)).convert(mode)
-    found = read_image(save(tmp_path / "a.png", blue_picture, icc_profile=bytes(swapped)))
+    path = save(tmp_path / "a.png", blue_picture, icc_profile=bytes(swapped))
+    found = read_image(path)
     assert found[0, 0, 0] > 250 and found[0, 0, 2] < 5
+    assert np.array_equal(read_image(path, as_stored=True), np.asarray(Image.open(path).convert("RGB")))
 
 
 def test_a_transparent_shade_of_16_bit_grey_is_refused_where_it_occurs(tmp_path: Path) -> None:
@@ -97,8 +107,9 @@ def test_transparency_is_refused_unless_it_shows_nothing(tmp_path: Path) -> None
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    found = read_image(save(tmp_path / "a.png", Image.fromarray(RGB), exif=exif))
-    assert np.array_equal(found, np.rot90(RGB, -1))
+    path = save(tmp_path / "a.png", Image.fromarray(RGB), exif=exif)
+    assert np.array_equal(read_image(path), np.rot90(RGB, -1))
+    assert np.array_equal(read_image(path, as_stored=True), RGB)
 
 
 def test_icc_profiles_are_converted(tmp_path: Path) -> None:
@@ -271,6 +282,30 @@ def test_one_picture_too_large_for_memory_spares_the_others(
     result = call(encode.main, pictures, "-o", tmp_path, "--weights", ladder_folder)
     assert_refused(result, "b.png", "not enough memory")
     assert sorted(path.name for path in tmp_path.glob("*.clic")) == ["a.clic", "c.clic"]
+
+
+def test_a_stream_that_cannot_be_written_spares_the_others(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.clic").mkdir()
+    result = call(encode.main, pictures, "-o", tmp_path, "--weights", ladder_folder)
+    assert_refused(result, "cannot write", "b.clic")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a.clic", "c.clic"]
+
+
+def test_the_longest_name_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)  # 254 bytes
+    write_bytes(path, b"all")
+    assert path.read_bytes() == b"all"
+
+
+def test_encoding_as_stored(ladder_folder: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.png", Image.fromarray(RGB), exif=exif)
+    for option, size in (((), (20, 30)), (("--as-stored",), (30, 20))):
+        result = call(encode.main, tmp_path / "a.png", "-o", tmp_path, "--weights", ladder_folder, *option)
+        assert result.code == 0, result
+        header = read_header((tmp_path / "a.clic").read_bytes())
+        assert (header.width, header.height) == size
 
 
 def test_names_that_are_no_text_are_printed(ladder_folder: Path, tmp_path: Path) -> None:

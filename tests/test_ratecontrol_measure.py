@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -16,8 +17,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from metrics.clic import ms_ssim, squared_error
-from ratecontrol import measure
+from ratecontrol import allocate, measure
 from ratecontrol.allocation.table import MEASURED_COLUMNS
+from ratecontrol.candidates.choices import Choice
 from ratecontrol.parallel import cluster
 from ratecontrol.parallel import compute as parallel
 from ratecontrol.parallel.compute import Workers
@@ -255,6 +257,24 @@ def test_bad_picture_stops_before_the_work_or_is_skipped(
     assert [row["image"] for row in rows(table)] == ["a.png", "c.png"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_picture_that_cannot_be_encoded_is_named(
+    tmp_path: Path, pictures: Path, ladder_folder: Path, error: Exception
+) -> None:
+    with mock.patch.object(Choice, "encode", side_effect=error):
+        assert_refused(run(tmp_path / "t.csv", pictures / "b.png", ladder_folder), "b.png", "memory")
+
+
+def test_pictures_are_measured_as_they_are_stored(tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
+    """As the organisers compare them: without the rotation that their EXIF block asks for."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open(pictures / "a.png")
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert run(tmp_path / "t.csv", tmp_path / "a.png", ladder_folder, "--qualities", 0).code == 0
+    assert (int(rows(tmp_path / "t.csv")[0]["width"]), picture.height) == picture.size
+
+
 def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, ladder_folder: Path) -> None:
     notes = tmp_path / "notes.csv"
     notes.write_text("my,notes")
@@ -268,6 +288,12 @@ def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, la
     assert_refused(run(table, pictures, ladder_folder, "--refine", "-1"), "--refine")
     for factors in ("", "1,x", "1,1.0", "0", "inf"):
         assert_refused(run(table, pictures, ladder_folder, "--refine", "2", "--factors", factors), "--factors")
+    assert_refused(run(table, pictures, ladder_folder, "--factors", "0.5"), "--factors", "--refine")
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("a.csv", "b.csv"):
+            archive.writestr(name, "image\n")
+    assert_refused(call(allocate.main, packed, "--bpp", "1", "-o", tmp_path / "c.csv"), "packed.zip", "not a table")
     odd = Path(shutil.copytree(pictures, tmp_path / "odd"))
     (odd / "a.png").rename(odd / "a\n.png")
     assert_refused(run(table, odd, ladder_folder), "rename")

@@ -1,6 +1,7 @@
 """`ratecontrol.submission`: all rates in one go, the same as the three commands make, stopped or not."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
@@ -77,6 +78,16 @@ def test_a_rate_that_cannot_be_reached(pictures: Path, ladder_folder: Path, tmp_
     assert result.code == 2 and result.stderr.count("error: ") == 1
     assert "--bpp 0.01 allows" in result.stderr and "smallest feasible rate is --bpp" in result.stderr
     assert (tmp_path / "1.1" / "manifest.json").exists() and not (tmp_path / "0.01").exists()
+
+
+def test_names_that_look_like_options(
+    pictures: Path, ladder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, "-p")
+    words = ("--weights", ladder_folder, "--jobs", 1, "--bpp", "1.1")
+    assert call(main, "./-p", "-o", "./-d", *words).code == 0
+    assert Path("./-d/1.1/manifest.json").exists()
 
 
 def test_bad_input(pictures: Path, ladder_folder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ratecontrol.allocate import portable, read_problem
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from ratecontrol.allocation.knapsack import allocate
 from ratecontrol.allocation.table import write_table
+from submission import console
 from submission.errors import UserError
 from submission.files import Picture, make_folder, read_image, write_bytes
 from submission.processes import finish, how_it_ended, tied, watched
@@ -160,7 +161,8 @@ def run_module(module: str, *arguments: object) -> None:
 
     UserError if it is killed, or stopped for long.
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    words = [console.word(argument) if isinstance(argument, Path) else str(argument) for argument in arguments]
+    command = [sys.executable, "-m", module, *words]
     with watched(subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=tied())) as child:
         try:
             finish(child, module)

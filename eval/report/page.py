@@ -57,7 +57,8 @@ def write(path: Path, originals: Path, points: Sequence[Point], curves: Curves, 
         "pictures": [_numbers(stem, path.name, points) for stem, path in pictures.items()],
         "shown": {stem: {"sources": sources[stem], "part": views[stem][1]} for stem in shown},
     }
-    set_name = published.set_name(map(read_image, console.progress(pictures.values(), "recognising the set")))
+    stored = (read_image(path, as_stored=True) for path in console.progress(pictures.values(), "recognising the set"))
+    set_name = published.set_name(stored)
     parts = {
         "LEAD": f"{_count(len(pictures), 'picture')} · {points[0].pixels:,} pixels · one byte cap for the whole set",
         "TILES": _tiles(points),
@@ -91,7 +92,7 @@ def worst_first(points: Sequence[Point]) -> list[str]:
 
 def _views(path: Path, points: Sequence[Point]) -> tuple[Views, str]:
     """The same part of the original and of what each codec made of it at each rate, and which part that is."""
-    original = read_image(path)
+    original = read_image(path, as_stored=True)
     decoded = {f"{p.bpp}/{p.codec}": p.read(path.stem) for p in points if p.read is not None}
     ours = next((picture for name, picture in decoded.items() if name.endswith(f"/{OURS}")), original)
     top, left = worst_part(original, ours, SHOWN_SIDE)

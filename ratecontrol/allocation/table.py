@@ -41,7 +41,7 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)  # a first row longer than the header
-            table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False)
+            table = pd.read_csv(path, dtype=str, na_filter=False, index_col=False, compression=None)
     except FileNotFoundError:
         raise UserError(f"{path}: no such table") from None
     except IsADirectoryError:

@@ -43,6 +43,8 @@ def every_choice(ladder: Ladder, qualities: str | None, steps: int, factors: str
     """What the options of `ratecontrol.measure` ask for; UserError for what cannot be."""
     if not 0 <= steps <= MOST_STEPS:
         raise UserError(f"--refine {steps}: 1 to {MOST_STEPS} steps; {GOOD_STEPS} are good")
+    if not steps and factors != "1":
+        raise UserError(f"--factors {factors}: is for refinements; give --refine {GOOD_STEPS}, too")
     multiples, models = parse_factors(factors), parse_qualities(qualities, ladder)
     choices = [Choice(quality) for quality in models]
     if steps:
