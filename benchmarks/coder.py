@@ -10,8 +10,8 @@ from types import ModuleType
 
 import torch
 
+from benchmarks.arguments import count, size
 from benchmarks.decoder import repeated_stream
-from benchmarks.size import size
 from submission import bitstream, coder_constriction, coder_python, latent_coding
 from submission.codec import Codec, latent_size
 from submission.console import run
@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--size", type=size, default="2048x1365", metavar="WxH", help="default: %(default)s")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--qualities", type=int, nargs="+", default=[2], metavar="Q", help="models (default: 2)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs each (default: %(default)s)")
+    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs each (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ladder, picture = Ladder.load(options.weights), read_image(options.picture)

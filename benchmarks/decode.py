@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.size import size
+from benchmarks.arguments import size
 from ratecontrol.allocation.table import write_table
 from submission import entropy_coding, integer
 from submission.codec import Codec, latent_size
@@ -270,7 +270,7 @@ def measure(
     row("entropy decoding", entropy_seconds, f"{bpp:.3f} bpp{zeros}")
     row("entropy decoding, processor time", processor_seconds)
     row("entropy encoding", encode_seconds)
-    if reference and isinstance(entropy, EntropyCoder):
+    if reference and isinstance(entropy, EntropyCoder) and codec.config.entropy == "mixture":
         wavefronts = entropy_coding.wavefronts
         entropy_coding.wavefronts = raster
         single = entropy.encode(y_hat, z_hat)[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.size import size
+from benchmarks.arguments import count, size
 from eval.simulate import limits
 from submission.codec import Codec
 from submission.console import run
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument(
         "--size", type=size, default="8192x8192", metavar="WxH", help="of the large picture (default: %(default)s)"
     )
-    parser.add_argument("--runs", type=int, default=5, help="starts to measure (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=5, help="starts to measure (default: %(default)s)")
     options = parser.parse_args()
     weights = ["--weights", str(options.weights.resolve())]
     command = shlex.split(options.decoder or "") or [sys.executable, "-m", "submission.decode", *weights]

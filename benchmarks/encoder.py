@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import size
 from benchmarks.decode import random_network
 from benchmarks.decoder import limited_run
-from benchmarks.size import size
 from submission import memory
 from submission.config import PRESETS
 from submission.console import run

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import count
 from submission import console
+from submission.errors import UserError
 
 #: Seconds after which an end is no longer waited for.
 LONGEST = 60.0
@@ -29,7 +31,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m benchmarks.ending",
     )
-    parser.add_argument("--runs", type=int, default=3, help="of each kind (default 3)")
+    parser.add_argument("--runs", type=count, default=3, help="of each kind (default 3)")
     options = parser.parse_args()
     print(f"{'signal':10}{'first row':>12}{'the end':>12}")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
@@ -52,6 +54,8 @@ def run(number: signal.Signals) -> tuple[float, float]:
         start = time.monotonic()
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             while not table.exists() or table.read_bytes().count(b"\n") < 2:
+                if process.poll() is not None:
+                    raise UserError("ratecontrol.measure ended before it was to; run it by itself to see why")
                 time.sleep(0.01)
             sent = time.monotonic()
             every = [process.pid, *below(process.pid)]

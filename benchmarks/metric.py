@@ -19,6 +19,7 @@ from PIL import Image
 from pytorch_msssim import ms_ssim as library
 from torch import Tensor
 
+from benchmarks.arguments import count
 from metrics.clic import ms_ssim
 from metrics.msssim import MSSSIM
 from submission import console
@@ -80,7 +81,7 @@ def main() -> int:
         epilog="example: OMP_NUM_THREADS=1 python -m benchmarks.metric",
     )
     parser.add_argument("photo", type=Path, nargs="?", help=f"default: made-up structure of {WIDTH}x{HEIGHT}")
-    parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--runs", type=count, default=5, help="default: %(default)s")
     options = parser.parse_args()
 
     original = read_image(options.photo) if options.photo else noise_picture(HEIGHT, WIDTH)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.arguments import positive
 from benchmarks.exactness import estimated_bytes
 from eval.rate_distortion.points import our_point, run_module
 from eval.score import pool
@@ -39,6 +40,8 @@ def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Pat
     """Main and hard stage of one model within `budget` seconds."""
     for script, stage, share in (("main_net", "main", MAIN), ("hard", "hard", 1 - MAIN)):
         checkpoint = folder / f"{stage}.pt"
+        if checkpoint.exists():
+            load_checkpoint(checkpoint, None, None, lmbda)  # UserError if it is of another lambda
         if not is_done(checkpoint):
             again = ["--resume"] if checkpoint.exists() else []
             common = ["--preset", preset, "--lmbda", f"{lmbda:g}", "--time-budget", f"{share * budget:g}s"]
@@ -95,7 +98,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: that of the results)")
     parser.add_argument("--minutes", default="5", metavar="M", help="training time of each (default: %(default)s)")
-    parser.add_argument("--lmbda", type=float, default=0.0067, help="of the squared error (default: %(default)s)")
+    parser.add_argument("--lmbda", type=positive, default=0.0067, help="of the squared error (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for models and results")
     options = parser.parse_args()
     budget = seconds(f"{options.minutes}m")

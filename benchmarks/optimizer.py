@@ -13,11 +13,13 @@ import dataclasses
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from benchmarks import quality
+from benchmarks.arguments import count, positive
+from benchmarks.kept import read_or_empty, same_settings
 from submission.console import Progress, run
 from submission.errors import UserError
 from submission.network import Network
@@ -52,11 +54,15 @@ def main() -> int:
     parser.add_argument("--validate", type=Path, nargs="+", required=True, help="folders of pictures to score on")
     parser.add_argument("--cache", type=Path, default=Path(), help="folder for the decoded pictures")
     parser.add_argument("--half", type=float, default=0.3, help="share of crops at half size (default 0.3)")
-    parser.add_argument("--lmbda", type=float, default=18.0)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--looks", type=int, default=2, help="times that each variant is scored (default 2)")
+    parser.add_argument("--lmbda", type=positive, default=18.0)
+    parser.add_argument("--steps", type=count, default=1000)
+    parser.add_argument("--looks", type=count, default=2, help="times that each variant is scored (default 2)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="CSV", help="rows are added there")
     options = parser.parse_args()
+    same_settings(
+        options.output,
+        {f"--{name}": getattr(options, name) for name in ("preset", "half", "data", "validate")},
+    )
     pictures = load_pictures(options.data, 256, options.cache, None, options.validate)
     done = _read(options.output)
     for text in options.variants:
@@ -68,14 +74,17 @@ def main() -> int:
 def _read(path: Path) -> set[tuple[str, str, str]]:
     if not path.exists():
         return set()
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {(r["variant"], r["lmbda"], r["steps"]) for r in rows if r["step"] == r["steps"]}
+    table = read_or_empty(path, ",").astype(str)
+    if not set(FIELDS) <= set(table.columns):
+        raise UserError(f"{path}: not a table of this command; move it away")
+    ended = table[table["step"] == table["steps"]]
+    return set(zip(ended["variant"], ended["lmbda"], ended["steps"], strict=True))
 
 
 def parse_variant(text: str, half: float, base: Stage) -> tuple[Stage, dict[str, Any]]:
     """The variant's stage and its arguments for SOAP; UserError for a field or value that is none."""
     types = {f.name: type(getattr(base, f.name)) for f in dataclasses.fields(Stage)}
+    allowed = {name: get_args(hint) for name, hint in get_type_hints(Stage).items() if get_origin(hint) is Literal}
     changes: dict[str, Any] = {"half": half}
     soap: dict[str, Any] = {}
     for part in filter(None, text.partition(":")[2].split(",")):
@@ -85,6 +94,8 @@ def parse_variant(text: str, half: float, base: Stage) -> tuple[Stage, dict[str,
             raise UserError(f"variant {text!r}: {name!r} is no field of a stage")
         try:
             (soap if name in SOAP_OPTIONS else changes)[name.removeprefix("soap.")] = take(value)
+            if name in allowed and value not in allowed[name]:
+                raise ValueError
         except (ValueError, TypeError):
             raise UserError(f"variant {text!r}: {value!r} is no value of {name}") from None
     if "beta1" in soap or "beta2" in soap:

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.kept import read_or_empty
+from benchmarks.arguments import positive
+from benchmarks.kept import read_or_empty, same_settings
 from ratecontrol.allocation.table import write_table
 from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run
@@ -298,14 +299,13 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of one finished model of a ladder")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
     parser.add_argument("--cache", type=Path, default=Path(), help="folder for the decoded pictures")
-    parser.add_argument("--seconds", type=float, default=300.0, help="CPU seconds of each variant (default 300)")
+    parser.add_argument("--seconds", type=positive, default=300.0, help="CPU seconds of each variant (default 300)")
     parser.add_argument("--parts", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="(default: all)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="CSV", help="table; what it has is kept")
     options = parser.parse_args()
-    if options.seconds <= 0:
-        raise UserError(f"--seconds {options.seconds:g}: must be positive")
     bench = Bench(options.run, options.data, options.cache, options.seconds)
     table = read_kept_rows(options.output)
+    same_settings(options.output, {"RUN": options.run, "--seconds": options.seconds, "--data": options.data})
     for part in options.parts:
         for variant, experiment in EXPERIMENTS[part].items():
             if not ((table["part"] == part) & (table["variant"] == variant)).any():

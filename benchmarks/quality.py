@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.arguments import positive
 from submission.console import progress, run
+from submission.ladder import MANIFEST
 from submission.network import Network
 from training.data.crops import gather, random_places, to_float
 from training.data.pictures import Pictures, load_pictures
-from training.loop.warm_start import initial_weights
+from training.loop.warm_start import initial_weights, newest_stage
 from training.network.device import Device
 from training.objective.forward import forward
 from training.objective.loss import Padded, distortion
-from training.recipe import RECIPES, Stage, StageName
+from training.recipe import RECIPES, STAGES, Stage, StageName
 
 #: Crops that are scored at each size, and theirs.
 COUNT, CROP = 64, 256
@@ -49,6 +51,15 @@ def score(network: Network, stage: Stage, lmbda: float, pictures: Pictures, devi
     return {**row, "z": z_bits}
 
 
+def stage_of(folder: Path, lmbda: float) -> StageName:
+    """The newest stage of the model that is scored: from the post-filter's on, that counts."""
+    if (folder / MANIFEST).exists():
+        return "hard"
+    if (folder / "trunk.pt").exists():
+        return "main"
+    return next(stage for stage in STAGES if stage == newest_stage(folder, lmbda).stem)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality",
@@ -58,15 +69,14 @@ def main() -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--preset", choices=RECIPES, default="small", help="network (default small)")
-    parser.add_argument("--lmbda", type=float, nargs="+", required=True)
-    parser.add_argument("--stage", default="main", help="stage to look for (default main)")
+    parser.add_argument("--lmbda", type=positive, nargs="+", required=True)
+    parser.add_argument("--stage", choices=STAGES, help="stage to look for (default: the newest; of a trunk, main)")
     parser.add_argument("--validate", type=Path, nargs="+", required=True, help="folders of pictures to score on")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs"), help="folder for the decoded pictures (default runs)"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="add the rows there")
     options = parser.parse_args()
-    name: StageName = options.stage
     recipe, device = RECIPES[options.preset], Device.choose("auto", "off")
     pictures = load_pictures(options.validate, CROP, options.cache)
     places = np.concatenate([pictures.train, pictures.validation])
@@ -74,6 +84,7 @@ def main() -> int:
     print(f"{'run':24} {'lambda':>7}  " + "  ".join(f"{field:>7}" for field in FIELDS))
     cases = [(folder, lmbda) for folder in options.runs for lmbda in options.lmbda]
     for folder, lmbda in progress(cases, "scoring"):
+        name = options.stage or stage_of(folder, lmbda)
         network = Network(recipe.model)
         network.load_state_dict(initial_weights(folder, name, lmbda, recipe.model))
         row = score(network, recipe.stage(name), lmbda, pictures, device)

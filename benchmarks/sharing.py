@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from benchmarks.arguments import count, positive
 from submission.console import run
 from submission.errors import UserError
 from submission.files import make_folder
@@ -29,9 +30,9 @@ def main() -> int:
         "--lmbda 1.1 4.5 18 40 90 --base 18 --steps 1600 --batch 8 --run runs/chain",
     )
     add_options(parser)
-    parser.add_argument("--lmbda", type=float, nargs="+", required=True)
-    parser.add_argument("--base", type=float, required=True, help="the lambda that comes first")
-    parser.add_argument("--steps", type=int, required=True, help="of each lambda")
+    parser.add_argument("--lmbda", type=positive, nargs="+", required=True)
+    parser.add_argument("--base", type=positive, required=True, help="the lambda that comes first")
+    parser.add_argument("--steps", type=count, required=True, help="of each lambda")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run; an unfinished one is continued")
     options = parser.parse_args()
     if options.base not in options.lmbda:

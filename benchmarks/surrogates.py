@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import count, positive
+from benchmarks.kept import same_settings
 from benchmarks.quality import COUNT, CROP
 from eval.rate_distortion.bdrate import RatePoint, bd_rate
 from submission.config import NETWORKS, ModelConfig
 from submission.console import run
-from submission.errors import UserError
 from submission.files import make_folder
 from submission.network import Network
 from training.data.crops import gather, random_places, to_float
@@ -283,6 +284,7 @@ def table(results: Results) -> str:
     lines = [f"{'':20}ours: main     hard   paper: joint     post"]
     for network in PAPER:
         ours, paper = against_first(results, network), paper_against_first(network)
+        figures = {s.name: post for s, post in zip(SETTINGS, PAPER[network][1], strict=False)}
         if not ours:
             continue
         lines.append(network)
@@ -293,9 +295,9 @@ def table(results: Results) -> str:
                 lines.append(f"  {setting.name:20} {cells[0]}  {cells[1]}        {cells[2]}  {cells[3]}")
         same: list[str] = []
         other: list[str] = []
-        for a, b in itertools.combinations([n for n in ours if n in paper], 2):
-            (left, right), (x, y) = (ours[a][1], ours[b][1]), (paper[a][1], paper[b][1])
-            if not math.isnan(left - right):
+        for a, b in itertools.combinations([n for n in ours if n in figures], 2):
+            left, right, x, y = ours[a][1], ours[b][1], figures[a], figures[b]
+            if not math.isnan(left - right + x - y):  # both of them have both
                 (same if (left < right) == (x < y) else other).append(f"{a} < {b}" if x < y else f"{b} < {a}")
         if same or other:
             lines.append(
@@ -315,28 +317,27 @@ def main() -> int:
     names = tuple(config.name for config in NETWORKS)
     usual = ("ms-hyper", "ms-hyper-zero", "ms-context", "cheng-attn", "charm-zero")
     parser.add_argument("--networks", nargs="+", choices=names, default=usual, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--lmbda", type=float, nargs="+", default=(0.0035, 0.0067, 0.013), help="default: %(default)s")
+    parser.add_argument(
+        "--lmbda", type=positive, nargs="+", default=(0.0035, 0.0067, 0.013), help="default: %(default)s"
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
     parser.add_argument(
         "--validate", type=Path, nargs="+", help="folders of pictures to score (default: 1 in 20 of them)"
     )
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: that of the results)")
-    parser.add_argument("--start-steps", type=int, default=1500, help="of the common start (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="of the main stage from there (default: %(default)s)")
-    parser.add_argument("--hard-steps", type=int, default=200, help="of the hard stage (default: %(default)s)")
-    parser.add_argument("--batch", type=int, help="crops a step, instead of the recipe's")
+    parser.add_argument("--start-steps", type=count, default=1500, help="of the common start (default: %(default)s)")
+    parser.add_argument("--steps", type=count, default=600, help="of the main stage from there (default: %(default)s)")
+    parser.add_argument("--hard-steps", type=count, default=200, help="of the hard stage (default: %(default)s)")
+    parser.add_argument("--batch", type=count, help="crops a step, instead of the recipe's")
     parser.add_argument("--sharpness", type=float, default=12.0, help="where quantizers that anneal end (default 12)")
     parser.add_argument("--learned-step", action="store_true", help="also train each with a learned step (aun)")
     parser.add_argument("--time-budget", metavar="TIME", help="begin nothing new after this time, e.g. 3h")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for results and models")
     options = parser.parse_args()
     steps = (options.steps, options.hard_steps)
-    if min(*steps, options.start_steps) < 1 or min(options.lmbda) <= 0:
-        raise UserError("steps must be at least 1 and lambdas positive")
     results = Results(make_folder(options.output) / "results.csv")
-    made_with = {(row["start_steps"], row["steps"]) for row in results.rows.values()}
-    if made_with - {(str(options.start_steps), str(n)) for n in steps}:
-        raise UserError(f"{results.path}: made with other numbers of steps; use them, or another folder")
+    fixed = ("--start-steps", "--steps", "--hard-steps", "--batch", "--sharpness", "--data", "--validate")
+    same_settings(results.path, {name: getattr(options, name[2:].replace("-", "_")) for name in fixed})
     deadline = time.monotonic() + (seconds(options.time_budget) if options.time_budget else math.inf)
     pictures = load_pictures(options.data, CROP, options.cache or options.output, None, options.validate)
     session = Session(pictures, Device.choose())

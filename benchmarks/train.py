@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.arguments import count
 from submission.console import progress, run
-from submission.errors import UserError
 from submission.network import Network
 from training.data.crops import Crops
 from training.data.pictures import Pictures, load_pictures
@@ -47,16 +47,16 @@ def main() -> int:
     )
     parser.add_argument("--preset", choices=RECIPES, nargs="+", default=["small"], help="networks (default: small)")
     parser.add_argument("--stage", choices=STAGES, nargs="+", default=["main"], help="stages (default: main)")
-    parser.add_argument("--batch", type=int, nargs="+", help="crops a step (default: the recipe's)")
-    parser.add_argument("--steps", type=int, default=20, help="steps in each of the blocks that are timed (default 20)")
+    parser.add_argument("--batch", type=count, nargs="+", help="crops a step (default: the recipe's)")
+    parser.add_argument(
+        "--steps", type=count, default=20, help="steps in each of the blocks that are timed (default 20)"
+    )
     parser.add_argument("--data", type=Path, nargs="+", help="folders of pictures (default: noise)")
     parser.add_argument("--cache", type=Path, default=Path(), help="folder for the decoded pictures of --data")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the convolutions")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile (auto: GPU)")
     parser.add_argument("-o", "--output", type=Path, metavar="CSV", help="write the table there, too")
     options = parser.parse_args()
-    if options.steps < 1:
-        raise UserError(f"--steps {options.steps}: must be at least 1")
     device = Device.choose(options.precision, options.compile)
     crop = max(RECIPES[preset].stages[0].crop for preset in options.preset)
     pictures = load_pictures(options.data, crop, options.cache) if options.data else _noise()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.arguments import count
 from submission.console import progress, run
 from submission.errors import UserError
 from submission.ladder import DEFAULT_WEIGHTS
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("before", type=Path, metavar="CHECKOUT")
     parser.add_argument("photo", type=Path)
     parser.add_argument("--quality", type=int, default=3)
-    parser.add_argument("--turns", type=int, default=3, help="of each checkout (default 3)")
+    parser.add_argument("--turns", type=count, default=3, help="of each checkout (default 3)")
     parser.add_argument("--times", type=int, default=2, help="measured in each turn (default 2)")
     options = parser.parse_args()
     if not (options.before / "submission").is_dir():

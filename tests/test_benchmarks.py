@@ -1,12 +1,15 @@
 """What the measurements in `benchmarks` make for themselves, and bad input to them."""
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks import against, coder, decode, decoder, encoder, optimizer, parts, search
-from benchmarks.size import size
+from benchmarks.arguments import count, positive, size
+from benchmarks.kept import same_settings
 from submission.config import NETWORKS
 from submission.errors import UserError
 from submission.ladder import Ladder
@@ -90,7 +93,9 @@ def test_what_is_no_table_of_parts(tmp_path: Path, text: bytes) -> None:
         parts.read_kept_rows(tmp_path / "parts.csv")
 
 
-@pytest.mark.parametrize("field", ["lr=fast", "speed=1", "soap.speed=1", "soap.interval=often", "seconds=1"])
+@pytest.mark.parametrize(
+    "field", ["lr=fast", "speed=1", "soap.speed=1", "soap.interval=often", "seconds=1", "optimizer=sgd"]
+)
 def test_a_variant_that_is_none(field: str) -> None:
     stage = RECIPES["small"].stage("main")
     with pytest.raises(UserError, match=f"variant 'a:{field}'"):
@@ -102,6 +107,26 @@ def test_a_variant_of_stage_and_optimizer() -> None:
     stage, soap = optimizer.parse_variant(text, 0.5, RECIPES["small"].stage("main"))
     assert (stage.lr, stage.batch, stage.half) == (1e-3, 8, 0.5)
     assert soap == {"betas": (0.9, 0.95), "interval": 7}
+
+
+def test_rows_of_other_settings_never_mix(tmp_path: Path) -> None:
+    table = tmp_path / "new" / "rows.csv"
+    for _ in range(2):
+        same_settings(table, {"--steps": 10, "--data": [Path("a"), Path("b")]})
+    with pytest.raises(UserError, match=r"rows\.csv: was made with --data a b; use the same"):
+        same_settings(table, {"--steps": 10, "--data": [Path("a")]})
+    (tmp_path / "new" / "rows.csv.json").write_text("[]")
+    with pytest.raises(UserError, match="not the settings of"):
+        same_settings(table, {"--steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(count, "0"), (count, "-1"), (count, "1.5"), (positive, "0"), (positive, "nan")]
+)
+def test_numbers_that_are_none(kind: Callable[[str], float], text: str) -> None:
+    assert (count("12"), positive("0.5")) == (12, 0.5)
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+        kind(text)
 
 
 def test_against_a_peer_at_equal_bytes(tmp_path: Path) -> None:

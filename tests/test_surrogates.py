@@ -78,6 +78,16 @@ def test_bd_rates_and_orderings(tmp_path: Path) -> None:
     }
 
 
+def test_what_the_paper_has_no_figure_for_is_no_pair(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.csv")
+    for setting in SETTINGS[:5]:  # in cheng-attn the last of them diverged
+        for lmbda, bpp, psnr in ((0.01, 0.2, 28.0), (0.02, 0.4, 30.0), (0.03, 0.7, 32.0)):
+            for stage in ("main", "hard"):
+                values = ("cheng-attn", setting.name, f"{lmbda:g}", stage, 2, 2, bpp, 0.1, psnr, 1.0)
+                results.add(dict(zip(surrogates.FIELDS, values, strict=True)))
+    assert "of 6 pairs" in table(results)
+
+
 def test_the_papers_figures() -> None:
     assert set(PAPER) == {config.name for config in NETWORKS}
     joint, post = paper_against_first("charm-zero")["sua+ep/sua+ste"]

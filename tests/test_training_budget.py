@@ -17,7 +17,7 @@ from training.loop.options import seconds
 from training.loop.plan import PLANNED, Start, makespan, ready, share_time, tasks
 from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
 from training.loop.stage import run_stage
-from training.recipe import RECIPES, WARM_LR, Stage
+from training.recipe import RECIPES, WARM_LR, Stage, StageName
 
 STAGE = dataclasses.replace(RECIPES["small"].stage("main"), seconds=100.0)
 
@@ -74,6 +74,15 @@ def test_the_learning_rate_of_the_papers() -> None:
     stage = RECIPES["paper"].stage("main")
     rates = [learning_rate(stage, Moment(k, k / stage.steps)) for k in (99, 299_999, 300_000, 599_999)]
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+
+
+@pytest.mark.parametrize(("name", "falls"), [("main", (400 / 450, 425 / 450)), ("hard", (50 / 100, 75 / 100))])
+def test_the_learning_rate_of_the_fourth_paper(name: StageName, falls: tuple[float, float]) -> None:
+    stage = RECIPES["ms-hyper"].stage(name)
+    assert stage.schedule == "steps"
+    at = [share * stage.steps + k for share in falls for k in (-1, 1)]
+    rates = [learning_rate(stage, Moment(round(k), k / stage.steps)) / stage.lr for k in at]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_the_learning_rate_comes_down_to_zero() -> None:

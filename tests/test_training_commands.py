@@ -79,7 +79,11 @@ def test_mistakes_get_one_line(data: Path, tmp_path: Path) -> None:
     assert_refused(stage("main", *common, "--batch", 0), "--batch")
     assert_refused(stage("main", *common, "--time-budget", "soon"), "20m")
     assert_refused(stage("main", "--lmbda", -1, *common[2:]), "positive")
+    for lmbda in ("nan", "inf"):
+        assert_refused(stage("main", "--lmbda", lmbda, *common[2:]), "positive")
+    assert_refused(stage("main", *common, "--seed", -1), "--seed")
     assert_refused(stage("main", *common, "--init", tmp_path / "empty"), "empty: neither")
+    assert_refused(stage("main", *common, "--init", tmp_path / "x" / ".." / "run"), "is the run itself")
     assert_refused(stage("main", *common[:4], "--run", data / "0.png"), "not a folder")
     of_ladder = ("--preset", "tiny", "--data", data, "--run", tmp_path / "run")
     assert_refused(call(ladder.main, *of_ladder, "--lmbda", 12), "must include 3")
@@ -118,8 +122,35 @@ def test_what_is_refused_leaves_the_run_as_it_is(data: Path, tmp_path: Path) -> 
     assert_refused(stage("main", "--lmbda", 5, *common[2:], "--resume"), "lambda")
     assert_refused(stage("main", *common, "--seed", 7, "--resume"), "seed")
     assert contents(run) == before
-    assert stage("main", *common, "--resume").code == 0  # done already
+    done = stage("main", *common, "--resume")
+    assert done.code == 0 and "stage main is done" in done.stderr
     assert contents(run) == before
+
+
+def test_later_stages_of_what_begins_again_are_named(data: Path, tmp_path: Path) -> None:
+    common = ("--lmbda", 4, "--data", data, "--run", tmp_path, "--steps", 1, "--no-tensorboard")
+    assert stage("main", *common).code == stage("post_filter", *common).code == 0
+    again = stage("main", *common, "--overwrite")
+    assert again.code == 0 and "post_filter came from the stage that begins again" in again.stderr
+
+
+def test_a_budget_that_is_used_up_is_no_end(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage could not be continued any more, and its mean of the weights would be gone."""
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    common = ("--lmbda", 1, 16, "--data", data, "--run", tmp_path, "--no-tensorboard")
+    with monkeypatch.context() as patch:
+        killed_after(patch, 2)
+        assert stage("trunk", *common, "--time-budget", "1h").code == 2
+    assert_refused(stage("trunk", *common, "--resume", "--time-budget", "0.0001s"), "longer --time-budget")
+
+
+def test_steps_of_a_budget_are_no_end_either(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", (0.0, 0.0))
+    common = ("--lmbda", 4, "--data", data, "--run", tmp_path, "--no-tensorboard", "--steps", 2)
+    with monkeypatch.context() as patch:
+        killed_after(patch, 3)
+        assert stage("main", *common, "--time-budget", "1h").code == 2
+    assert_refused(stage("main", *common, "--resume"), "3 steps are done in a time budget; give a --time-budget again")
 
 
 def test_a_trunk_is_ended_by_other_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

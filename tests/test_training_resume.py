@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import signal
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,21 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: py
                 continue
     for name in STAGES:
         assert equal(tmp_path / "whole" / f"{name}.pt", tmp_path / "run" / f"{name}.pt"), name
+
+
+def test_a_signal_in_the_last_step_stops_what_would_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage is done and saved; a ladder does not begin the next one."""
+    stage, at = RECIPE.stage("main"), Crops.at
+
+    def signalled(self: Crops, step: int) -> torch.Tensor:
+        if step == stage.steps - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return at(self, step)
+
+    monkeypatch.setattr(Crops, "at", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        train_main(stage, tmp_path)
+    assert torch.load(tmp_path / "main.pt", weights_only=True)["done"]
 
 
 def test_what_a_kill_loses_leaves_no_line_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from submission.errors import UserError
 from submission.files import make_folder, write_bytes
 from training.loop.checkpoint import load_checkpoint
 from training.loop.jobs import Launched, run_side_by_side
-from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
+from training.loop.options import add_options, check_batch, check_lambda, device_of, pictures_of, recipe_of, seconds
 from training.loop.plan import Key, Start, Task, share_time, tasks
 from training.loop.stage import run_stage
 from training.loop.train import Session
@@ -208,8 +208,8 @@ def main() -> int:
 
 def _with_options(recipe: Recipe, options: argparse.Namespace) -> Recipe:
     if options.lmbda:
-        if min(options.lmbda) <= 0:
-            raise UserError(f"--lmbda {min(options.lmbda):g}: must be positive")
+        for lmbda in options.lmbda:
+            check_lambda(lmbda)
         lambdas = tuple(sorted(set(options.lmbda)))
         base = recipe.base
         if options.init:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -112,6 +113,11 @@ def pictures_of(options: argparse.Namespace, crop: int, world: World) -> Picture
     if world.first:
         world.wait()
     return pictures
+
+
+def check_lambda(lmbda: float) -> None:
+    if not 0 < lmbda < math.inf:
+        raise UserError(f"--lmbda {lmbda:g}: must be positive")
 
 
 def check_batch(batch: int | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from submission.config import ModelConfig
+from submission.console import note
 from submission.errors import UserError
 from submission.files import make_folder, write_bytes
 from submission.network import Network
@@ -20,7 +21,7 @@ from training.data.crops import gather, random_places
 from training.data.lock import locked
 from training.data.pictures import Pictures
 from training.loop.checkpoint import load_checkpoint
-from training.loop.options import add_options, check_batch, device_of, pictures_of, recipe_of, seconds
+from training.loop.options import add_options, check_batch, check_lambda, device_of, pictures_of, recipe_of, seconds
 from training.loop.schedule import COOLDOWN
 from training.loop.train import Session, train
 from training.loop.warm_start import initial_trunk, initial_weights
@@ -65,13 +66,16 @@ def main(name: StageName, description: str) -> int:
     again.add_argument("--overwrite", action="store_true", help="start this stage again")
     options = parser.parse_args()
     lmbda, span = (_middle(*options.lmbda), tuple(options.lmbda)) if name == "trunk" else (options.lmbda, None)
-    if lmbda <= 0:
-        raise UserError(f"--lmbda {lmbda:g}: must be positive")
+    check_lambda(lmbda)
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed {options.seed}: must be 0 to {2**32 - 1}")
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps {options.steps}: must be at least 1")
     check_batch(options.batch)
 
     init = options.init if name in STARTERS else None
+    if init and init.resolve() == options.run.resolve():
+        raise UserError(f"--init {init}: is the run itself; give a copy of it, or another --run")
     recipe = recipe_of(options)
     stage = dataclasses.replace(_with_options(recipe.stage(name), options, init), lambdas=span)
     checkpoint = make_folder(options.run) / f"{name}.pt"
@@ -86,7 +90,7 @@ def main(name: StageName, description: str) -> int:
 
 def _middle(low: float, high: float) -> float:
     """The lambda at which a trunk is validated."""
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise UserError(f"--lmbda {low:g} {high:g}: must be positive, LOW below HIGH")
     return math.sqrt(low * high)
 
@@ -126,12 +130,16 @@ def run_stage(
         network, state = _start(model, stage, lmbda, run, init, overwrite)
         if overwrite:
             (run / f"{stage.name}.pt").unlink(missing_ok=True)
+            if later := [name for name in stages_after(stage.name) if (run / f"{name}.pt").exists()]:
+                note(f"{run}: {', '.join(later)} came from the stage that begins again; give --overwrite there, too")
         done = state is not None and state["done"]
         if not done or not (run / CALIBRATION).exists():
             _save_calibration(session.pictures, stage, run / CALIBRATION)
         if not done:
             _write_record(model, stage, lmbda, run, init, session)
             print(f"stage {stage.name}, model {model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
+        else:
+            note(f"{run}: stage {stage.name} is done")
         session.world.wait()
         train(network, state, stage, lmbda, run, session, started)
 
@@ -145,12 +153,23 @@ def _start(
     checkpoint = run / f"{stage.name}.pt"
     if checkpoint.exists() and not overwrite:
         state = load_checkpoint(checkpoint, model, stage, lmbda)
-        if stage.seconds is None and not state["done"] and state["step"] >= stage.steps:
-            enough = math.ceil(state["step"] / (1 - COOLDOWN))
-            raise UserError(f"{checkpoint}: {state['step']} steps are done; give --steps {enough} or more")
+        if not state["done"] and (lacking := _no_time_left(stage, state)):
+            raise UserError(f"{checkpoint}: {lacking}")
         return network, state
     _initialise(network, stage, lmbda, run, init)
     return network, None
+
+
+def _no_time_left(stage: Stage, state: dict[str, Any]) -> str | None:
+    """Why an unfinished stage would end without a step that lowers its rate, and what to do, or None where it won't."""
+    if stage.seconds is not None:
+        used = float(state.get("seconds", 0.0))
+        return f"{used:.0f} s are used up; give a longer --time-budget" if used >= stage.seconds else None
+    if state["step"] < stage.steps:
+        return None
+    if stage.schedule == "flat":
+        return f"{state['step']} steps are done; give --steps {math.ceil(state['step'] / (1 - COOLDOWN))} or more"
+    return f"{state['step']} steps are done in a time budget; give a --time-budget again"
 
 
 def _initialise(network: Network | Trunk, stage: Stage, lmbda: float, run: Path, init: Path | None) -> None:
@@ -165,13 +184,18 @@ def _initialise(network: Network | Trunk, stage: Stage, lmbda: float, run: Path,
         if not before["done"]:
             raise UserError(f"{run}: stage {earlier} is not finished; continue it with --resume")
         network.load_state_dict(before["network"])
-    if init is not None and init != run:
+    if init is not None:
         weights = initial_weights(init, stage.name, lmbda, model)
         if stage.name == "main":
             network.load_state_dict(weights)
         elif stage.name == "post_filter":
             part = {k.removeprefix("post_filter."): v for k, v in weights.items() if k.startswith("post_filter.")}
             network.post_filter.load_state_dict(part)
+
+
+def stages_after(name: StageName) -> tuple[StageName, ...]:
+    """The stages that start from this one, one after the other; none from a trunk, which has a folder of its own."""
+    return STAGES[STAGES.index(name) + 1 :] if name in STAGES else ()
 
 
 def stage_before(name: StageName, model: ModelConfig, run: Path) -> StageName | None:

@@ -215,11 +215,12 @@ def train(
                 save(done=False)
                 world.wait()
                 raise KeyboardInterrupt
-    bar.close()
-    if log:
-        log.close()
-    save(done=True)
-    world.wait()
+        bar.close()
+        if log:
+            log.close()
+        save(done=True)
+        if world.share(stopping.requested):  # in the last step, or since
+            raise KeyboardInterrupt
 
 
 def _save_agreed(saved_at: float, stage: Stage, world: World, step: int) -> bool:

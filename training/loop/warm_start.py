@@ -35,6 +35,14 @@ def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelCo
         return _from_trunk(folder / "trunk.pt", lmbda, model)
     if (folder / f"{stage}.pt").exists():
         return _state(folder / f"{stage}.pt", model)
+    return _state(newest_stage(folder, lmbda), model)
+
+
+def newest_stage(folder: Path, lmbda: float) -> Path:
+    """The checkpoint of the newest finished stage of the model in `folder`, or of a ladder's nearest to `lmbda`.
+
+    UserError if there is none.
+    """
     found = {}
     for candidate in [folder, *sorted(folder.iterdir())] if folder.is_dir() else []:
         newest = finished_stage(candidate)
@@ -42,7 +50,7 @@ def initial_weights(folder: Path, stage: StageName, lmbda: float, model: ModelCo
             found[float(load_checkpoint(newest, None, None, None)["lmbda"])] = newest
     if not found:
         raise UserError(f"{folder}: neither weights nor a finished stage of a model there")
-    return _state(found[_nearest(list(found), lmbda)], model)
+    return found[_nearest(list(found), lmbda)]
 
 
 def initial_trunk(folder: Path, lambdas: tuple[float, float], model: ModelConfig) -> State:
