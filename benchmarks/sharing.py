@@ -37,6 +37,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.base not in options.lmbda:
         raise UserError(f"--base {options.base:g}: must be one of --lmbda")
+    if options.time_budget:
+        raise UserError("--time-budget: every model gets equal steps here; give --steps")
     recipe = recipe_of(options)
     first = dataclasses.replace(recipe.stage("main"), steps=options.steps)
     first = dataclasses.replace(first, batch=options.batch or first.batch, warmup=options.steps // 16)
