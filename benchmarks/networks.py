@@ -21,7 +21,7 @@ from submission.errors import UserError
 from submission.files import list_images, make_folder, read_image
 from submission.ladder import MANIFEST, Ladder
 from submission.network import Network
-from training.loop.checkpoint import is_done, load_checkpoint
+from training.loop.checkpoint import load_checkpoint
 from training.loop.options import seconds
 
 #: Bits per pixel that no picture needs: the one model is taken for all.
@@ -40,10 +40,10 @@ def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Pat
     """Main and hard stage of one model within `budget` seconds."""
     for script, stage, share in (("main_net", "main", MAIN), ("hard", "hard", 1 - MAIN)):
         checkpoint = folder / f"{stage}.pt"
-        if checkpoint.exists():
-            load_checkpoint(checkpoint, None, None, lmbda)  # UserError if it is of another lambda
-        if not is_done(checkpoint):
-            again = ["--resume"] if checkpoint.exists() else []
+        # UserError if it is of another lambda
+        state = load_checkpoint(checkpoint, None, None, lmbda) if checkpoint.exists() else None
+        if state is None or not state["done"]:
+            again = ["--resume"] if state else []
             common = ["--preset", preset, "--lmbda", f"{lmbda:g}", "--time-budget", f"{share * budget:g}s"]
             run_module(f"training.{script}", *common, "--data", *data, "--cache", cache, "--run", folder, *again)
 

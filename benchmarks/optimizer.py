@@ -59,12 +59,10 @@ def main() -> int:
     parser.add_argument("--looks", type=count, default=2, help="times that each variant is scored (default 2)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="CSV", help="rows are added there")
     options = parser.parse_args()
-    same_settings(
-        options.output,
-        {f"--{name}": getattr(options, name) for name in ("preset", "half", "data", "validate")},
-    )
-    pictures = load_pictures(options.data, 256, options.cache, None, options.validate)
     done = _read(options.output)
+    fixed = ("preset", "half", "data", "validate")
+    same_settings(options.output, {f"--{name}": getattr(options, name) for name in fixed})
+    pictures = load_pictures(options.data, 256, options.cache, None, options.validate)
     for text in options.variants:
         if (text, f"{options.lmbda:g}", str(options.steps)) not in done:
             _train(text, options, pictures)

@@ -111,8 +111,10 @@ def test_a_variant_of_stage_and_optimizer() -> None:
 
 def test_rows_of_other_settings_never_mix(tmp_path: Path) -> None:
     table = tmp_path / "new" / "rows.csv"
-    for _ in range(2):
-        same_settings(table, {"--steps": 10, "--data": [Path("a"), Path("b")]})
+    same_settings(table, {"--steps": 10, "--data": [Path("typo")]})  # and the call failed
+    same_settings(table, {"--steps": 10, "--data": [Path("a"), Path("b")]})
+    table.write_text("a row")
+    same_settings(table, {"--steps": 10, "--data": [Path("a"), Path("b")]})
     with pytest.raises(UserError, match=r"rows\.csv: was made with --data a b; use the same"):
         same_settings(table, {"--steps": 10, "--data": [Path("a")]})
     (tmp_path / "new" / "rows.csv.json").write_text("[]")

@@ -123,7 +123,7 @@ def test_what_is_refused_leaves_the_run_as_it_is(data: Path, tmp_path: Path) -> 
     assert_refused(stage("main", *common, "--seed", 7, "--resume"), "seed")
     assert contents(run) == before
     done = stage("main", *common, "--resume")
-    assert done.code == 0 and "stage main is done" in done.stderr
+    assert done.code == 0 and "stage main was done already" in done.stderr
     assert contents(run) == before
 
 

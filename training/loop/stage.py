@@ -20,7 +20,7 @@ from submission.network import Network
 from training.data.crops import gather, random_places
 from training.data.lock import locked
 from training.data.pictures import Pictures
-from training.loop.checkpoint import load_checkpoint
+from training.loop.checkpoint import is_done, load_checkpoint
 from training.loop.options import add_options, check_batch, check_lambda, device_of, pictures_of, recipe_of, seconds
 from training.loop.schedule import COOLDOWN
 from training.loop.train import Session, train
@@ -81,10 +81,13 @@ def main(name: StageName, description: str) -> int:
     checkpoint = make_folder(options.run) / f"{name}.pt"
     if checkpoint.exists() and not (options.resume or options.overwrite):
         raise UserError(f"{checkpoint} exists; give --resume to continue it or --overwrite to start again")
+    done = is_done(checkpoint) and not options.overwrite
     with join_world() as world:
         pictures = pictures_of(options, stage.crop, world)
         session = Session(pictures, device_of(options), world, not options.no_tensorboard)
         run_stage(recipe.model, stage, lmbda, options.run, init, session, started, options.overwrite)
+        if done and world.first:
+            note(f"{options.run}: stage {name} was done already")
     return 0
 
 
@@ -138,8 +141,6 @@ def run_stage(
         if not done:
             _write_record(model, stage, lmbda, run, init, session)
             print(f"stage {stage.name}, model {model.name}, lambda {lmbda:g}\n{stage.table()}", flush=True)
-        else:
-            note(f"{run}: stage {stage.name} is done")
         session.world.wait()
         train(network, state, stage, lmbda, run, session, started)
 
