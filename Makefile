@@ -3,10 +3,11 @@
 # make test-image  builds the image and runs it, where there is something to build it with
 # make test-arm    decodes on an ARM machine: this one, or an emulated one where there is something to emulate it with
 # make lint        ruff and mypy
-# make submission  IMAGES=folder: the submissions of the three rates, in dist/; REFINE=16 searches better latents
-# make image       the decoder as a container image, clic-decoder
+# make submission  IMAGES=folder: the submissions of the three rates, in dist/; REFINE=16 searches better latents,
+#                  RATES="0.15" makes those alone
+# make image       the decoder as a container image, clic-decoder; ENGINE=podman builds it with that
 # make decoder     the decoder as dist/decoder.zip, for judges with a Python of their own
-# make wheels      constriction for other Pythons than this one, which the two before take along
+# make wheels      constriction for other Pythons than this one, which submission and decoder take along
 #
 # The first of them sets up .venv with PYTHON (3.11 or later), the torch of constraints.txt and what it needs itself; test
 # and lint add their tools. Where the default build of torch is not wanted, name another index:

@@ -2,7 +2,8 @@
 
 RUN is anything that a model can start from: the folder of one model, of a ladder, of a trunk, or weights. R is in
 bits per pixel, estimated with real rounding, z's share apart; D is 1 - MS-SSIM; both of random crops that are the
-same for all. Unfinished stages count as they are.
+same for all. An unfinished trunk counts as it is, another unfinished stage only with --stage, which wants the folder of
+one model.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks.arguments import positive
 from submission.console import progress, run
+from submission.errors import UserError
 from submission.ladder import MANIFEST
 from submission.network import Network
 from training.data.crops import gather, random_places, to_float
@@ -70,7 +72,7 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--preset", choices=RECIPES, default="small", help="network (default small)")
     parser.add_argument("--lmbda", type=positive, nargs="+", required=True)
-    parser.add_argument("--stage", choices=STAGES, help="stage to look for (default: the newest; of a trunk, main)")
+    parser.add_argument("--stage", choices=STAGES, help="of the folder of one model (default: the newest that is done)")
     parser.add_argument("--validate", type=Path, nargs="+", required=True, help="folders of pictures to score on")
     parser.add_argument(
         "--cache", type=Path, default=Path("runs"), help="folder for the decoded pictures (default runs)"
@@ -84,6 +86,8 @@ def main() -> int:
     print(f"{'run':24} {'lambda':>7}  " + "  ".join(f"{field:>7}" for field in FIELDS))
     cases = [(folder, lmbda) for folder in options.runs for lmbda in options.lmbda]
     for folder, lmbda in progress(cases, "scoring"):
+        if options.stage and not (folder / f"{options.stage}.pt").exists():
+            raise UserError(f"{folder}: no {options.stage}.pt there; --stage wants the folder of one model")
         name = options.stage or stage_of(folder, lmbda)
         network = Network(recipe.model)
         network.load_state_dict(initial_weights(folder, name, lmbda, recipe.model))

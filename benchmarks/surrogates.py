@@ -316,7 +316,14 @@ def main() -> int:
     )
     names = tuple(config.name for config in NETWORKS)
     usual = ("ms-hyper", "ms-hyper-zero", "ms-context", "cheng-attn", "charm-zero")
-    parser.add_argument("--networks", nargs="+", choices=names, default=usual, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=names,
+        default=usual,
+        metavar="NAME",
+        help=f"{', '.join(names)} (default: {' '.join(usual)})",
+    )
     parser.add_argument(
         "--lmbda", type=positive, nargs="+", default=(0.0035, 0.0067, 0.013), help="default: %(default)s"
     )

@@ -30,7 +30,13 @@ def main() -> int:
         epilog="example: python -m submission.decode streams -o pictures",
     )
     parser.add_argument("inputs", type=Path, nargs="*", metavar="STREAM|FOLDER", help="default: the current folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for the PNGs (default: current)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the PNGs (needed with STREAM or FOLDER; else the current one)",
+    )
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, metavar="DIR", help="ladder (default: ours)")
     parser.add_argument("--version", action="store_true", help="print the version and the ladder's hash")
     options = parser.parse_args()

@@ -74,3 +74,34 @@ def test_interrupted_while_libraries_are_imported(tmp_path: Path, command: str) 
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=20)[1] == "error: interrupted\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    ("command", "library"),
+    [
+        ("submission.decode", "PIL"),
+        ("training.export", "safetensors"),
+        ("ratecontrol.allocate", "pandas"),
+        ("eval.compare", "scipy.interpolate"),
+    ],
+)
+def test_a_library_that_is_missing(tmp_path: Path, command: str, library: str) -> None:
+    package = library.partition(".")[0]
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {library}', name='{library}')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-m", command], env=environment, capture_output=True, text=True, timeout=60)
+    wanted = "pillow" if package == "PIL" else package
+    assert (done.returncode, done.stderr) == (2, f"error: {package} is not installed: pip install {wanted}\n")
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault(tmp_path: Path) -> None:
+    lines = ["import sys", "sys.argv[0] = '-m'", "import submission", "import submission.nothing"]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr
