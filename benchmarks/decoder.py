@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.arguments import count, size
-from eval.simulate import limits
+from eval.simulate import high_water, limits
 from submission.codec import Codec
 from submission.console import run
 from submission.errors import UserError
@@ -41,11 +41,15 @@ def limited_run(command: list[str]) -> tuple[float, float, float]:
     """Run a command; returns wall seconds and processor seconds of the whole process, and its peak memory in GB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, preexec_fn=limits(), stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0
+    while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
+        peak = max(peak, high_water(process.pid))
+        time.sleep(0.01)
     seconds = time.perf_counter() - start
+    _, status, usage = done
     if os.waitstatus_to_exitcode(status) != 0:
         raise UserError(f"failed: {' '.join(command)}")
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
+    return seconds, usage.ru_utime + usage.ru_stime, peak / 1e9
 
 
 def decode(command: list[str], stream: bytes) -> tuple[float, float, float]:

@@ -67,7 +67,7 @@ def stamp_of_ladder(ladder: Ladder) -> str:
 
 def colours() -> dict[str, str]:
     """The report's colours on a light page, by name."""
-    return dict(re.findall(r"--(\w+): light-dark\((#[0-9a-f]+),", STYLE.read_text()))
+    return dict(re.findall(r"--(\w+): light-dark\((#[0-9a-f]+),", STYLE.read_text("utf-8")))
 
 
 def curves(results: Path, name: str, quality: str) -> str:

@@ -80,7 +80,11 @@ def available(names: Sequence[str] = ()) -> list[Peer]:
 
 def measure(folder: Path, output: Path, peers: Iterable[Peer]) -> dict[str, Path]:
     """Bring `output`/<peer>.csv up to date for the pictures of `folder`; returns the table of each peer."""
-    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in list_images([folder])}
+    paths = list_images([folder])
+    for path in paths:
+        if not path.name.isprintable():
+            raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
+    hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     tables = {}
     for peer in peers:
         tables[peer.name] = make_folder(output) / f"{peer.name}.csv"
@@ -159,10 +163,14 @@ def _read_rows(table: Path, peer: Peer) -> dict[Key, Row]:
     if rows and list(rows[0]) != COLUMNS:
         return {}  # of an earlier version
     found: dict[Key, Row] = {}
+    settings = peer.settings
     for row in rows:
         stream = table.parent / str(row["stream"])
-        if row["settings"] == peer.settings and stream.is_file() and stream.stat().st_size == row["bytes"]:
-            key = (str(row["image"]), str(row["image_sha256"]), int(row["quality"]))
+        if row["settings"] == settings and stream.is_file() and stream.stat().st_size == row["bytes"]:
+            try:
+                key = (str(row["image"]), str(row["image_sha256"]), int(row["quality"]))
+            except ValueError:
+                raise UserError(f"{table}: quality {row['quality']}: not a whole number; move the table away") from None
             found[key] = {str(column): value for column, value in row.items()}
     return found
 

@@ -118,7 +118,10 @@ def paper_means(originals: Path, decoded: Path, scores: Sequence[PictureScore]) 
     """
     originals_by_stem = {path.stem: path for path in list_images([originals])}
     found = _match(originals_by_stem, decoded)
-    pairs = ((read_image(path, as_stored=True), read_image(found[stem])) for stem, path in originals_by_stem.items())
+    pairs = (
+        (read_image(path, as_stored=True), read_image(found[stem], as_stored=True))
+        for stem, path in originals_by_stem.items()
+    )
     theirs = [pytorch_msssim(*pair) for pair in console.progress(pairs, "pytorch_msssim", len(found))]
     rates = [8 * score.bytes / score.pixels for score in scores if score.bytes is not None]
     return {
@@ -230,11 +233,11 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each picture to FILE")
     options = parser.parse_args()
 
-    if options.bpp and not options.streams:
+    if options.bpp is not None and not options.streams:
         raise UserError("--bpp needs --streams DIR: the rate is counted from the compressed files")
     if options.pattern != STREAM_PATTERN and not options.streams:
         raise UserError("--pattern needs --streams DIR: it says which of its files are counted")
-    cap_bpp = parse_bpp(options.bpp) if options.bpp else None
+    cap_bpp = parse_bpp(options.bpp) if options.bpp is not None else None
     streams = find_streams(options.streams, options.pattern) if options.streams else []
     scores = score_pictures(options.originals, options.decoded, streams)
     total = pool(scores)
@@ -252,7 +255,7 @@ def main() -> int:
         write_bytes(make_folder(options.json.parent) / options.json.name, text.encode() + b"\n")
     if options.csv:
         lines = picture_table(scores).to_csv(index=False, na_rep="nan", lineterminator="\n")
-        write_bytes(make_folder(options.csv.parent) / options.csv.name, lines.encode())
+        write_bytes(make_folder(options.csv.parent) / options.csv.name, lines.encode(errors="backslashreplace"))
     return 0 if cap_bpp is None or size is None else check_cap(size, byte_cap(cap_bpp, total.pixels))
 
 

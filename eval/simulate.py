@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.score import STREAM_PATTERN, check_cap, find_streams, pool, score_pictures, table
+from eval.score import check_cap, find_streams, pool, score_pictures, table
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from ratecontrol.decoder import MAX_DECODER_BYTES
 from submission import console
@@ -114,8 +114,10 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
     register(process)
     bar, silence = console.Progress("decoding", pictures), Silence()
     deadline = time.monotonic() + seconds
+    peak = 0
     try:
         while not (done := os.wait4(process.pid, os.WNOHANG))[0]:
+            peak = max(peak, high_water(process.pid))
             if time.monotonic() > deadline:
                 raise TooSlow(f"the decoder was stopped at the limit of {seconds:g} s")
             check_not_stopped(process, "the decoder", silence)
@@ -128,7 +130,22 @@ def _run(command: list[str], folder: Path, log: Path, seconds: float, pictures: 
         with contextlib.suppress(ProcessLookupError):  # what the decoder, or an interrupt of ours, left running
             os.killpg(process.pid, signal.SIGKILL)
         kill(process)
-    return process.returncode, usage.ru_maxrss * 1024
+    return process.returncode, peak or usage.ru_maxrss * 1024
+
+
+def high_water(process: int) -> int:
+    """The most bytes that the process or one below it has had in memory so far; 0 where the system does not tell.
+
+    What the system counts for a process that has ended includes the memory of the one that started it.
+    """
+    most, family = 0, [process]
+    while family:
+        place = Path(f"/proc/{family.pop()}")
+        with contextlib.suppress(OSError, StopIteration):
+            lines = (place / "status").read_text(errors="replace").splitlines()
+            most = max(most, 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]))
+            family += map(int, (place / "task" / place.name / "children").read_text().split())
+    return most
 
 
 def limits() -> Callable[[], None]:
@@ -145,7 +162,8 @@ def limits() -> Callable[[], None]:
 
 def decoder_size(submission: Path) -> int:
     """The bytes of everything in `submission` but the streams."""
-    return sum(p.stat().st_size for p in submission.rglob("*") if p.is_file() and not p.match(STREAM_PATTERN))
+    streams = set(find_streams(submission))
+    return sum(p.stat().st_size for p in submission.rglob("*") if p.is_file() and p not in streams)
 
 
 def main() -> int:
@@ -166,7 +184,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=TIME_SECONDS, help="the time limit (default: %(default)s)")
     options = parser.parse_args()
 
-    bpp = parse_bpp(options.bpp) if options.bpp else None
+    bpp = parse_bpp(options.bpp) if options.bpp is not None else None
     streams = find_streams(options.submission)
     try:
         with decoded(options.submission, options.originals, options.seconds) as run:

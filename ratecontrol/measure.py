@@ -74,6 +74,9 @@ class Task:
 def measure(task: Task) -> tuple[Row, bytes]:
     """Encode and decode: the row of the table and the stream, for the caller to keep."""
     ladder = load_ladder(task.weights)
+    if ladder.model_hash(task.choice.quality) != task.model_sha256:
+        load_ladder.cache_clear()  # a worker may be older than the weights
+        ladder = load_ladder(task.weights)
     picture = read_image(task.picture, as_stored=True)
     if picture_hash(picture) != task.image_sha256:
         raise UserError(f"{task.picture}: changed while it was being measured; run again")
@@ -152,26 +155,30 @@ def refuse_foreign(table: Path) -> None:
             raise UserError(f"{table}: exists and is not a table of ratecontrol.measure; give another -o")
 
 
-def read_rows(table: Path) -> list[Row]:
-    """The rows that earlier runs left in `table`, as far as their streams are still there and whole.
+def read_rows(table: Path) -> tuple[list[Row], list[Row]]:
+    """The rows that earlier runs left in `table`, and those of them whose streams are missing or damaged.
 
     A last line that was cut off is no row.
     """
     if not table.exists():
-        return []
+        return [], []
     text = table.read_bytes()
     whole = text.rfind(b"\n") + 1
     if whole < len(text):
         os.truncate(table, whole)
     if whole <= len(HEADER):
-        return []
+        return [], []
     found = read_table(table, MEASURED_COLUMNS)
     for column in ("width", "height", "bytes"):
         whole_numbers(table, found, column, 1, 2**40)
     numbers(table, found, "msssim", -1, 1)
     numbers(table, found, "encode_seconds", 0, math.inf)
     rows: list[Row] = found.to_dict("records")  # type: ignore[assignment]
-    return [row for row in rows if stream_is_whole(table, row)]
+    whole_rows: list[Row] = []
+    lost: list[Row] = []
+    for row in rows:
+        (whole_rows if stream_is_whole(table, row) else lost).append(row)
+    return whole_rows, lost
 
 
 def stream_is_whole(table: Path, row: Row) -> bool:
@@ -267,14 +274,14 @@ def share(row: Row, task: Task) -> Row:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from measuring into `folder`; UserError if one does already."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def locked(place: Path) -> Iterator[None]:
+    """Keep other processes from measuring into `place`, a folder or a file; UserError if one does already."""
+    descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise UserError(f"{folder}: another ratecontrol.measure is writing here") from None
+        raise UserError(f"{place}: another ratecontrol.measure is writing here") from None
     finally:
         os.close(descriptor)
 
@@ -362,10 +369,17 @@ def main(words: Sequence[str] | None = None) -> int:
             model_hash = ladder.model_hash(choice.quality)
             task = Task(path.absolute(), image_hash, pixels, weights, model_hash, choice, table, stream)
             wanted.setdefault((image_hash, choice.name, model_hash), []).append(task)
-    with locked(streams):
-        rows = read_rows(table)
+    with locked(streams), locked(table.with_name(f".{table.name}.lock")):
+        rows, lost = read_rows(table)
         if options.replace:
             rows = replace_rows(table, rows, wanted)
+        elif away := sorted({row["image"] for row in lost} - {path.name for path in hashes}):
+            raise UserError(
+                f"{table}: streams of {away[0]}, which is not among these pictures, are missing or damaged;"
+                " put them back, name the picture, too, or --replace the rows of others"
+            )
+        elif lost:
+            print(f"{table}: {len(lost)} rows whose streams are missing or damaged are dropped", file=sys.stderr)
         check_rows(table, rows, ladder, hashes)
         others = {row["image"] for row in rows} - {path.name for path in hashes}
         if others and options.bpp:

@@ -121,7 +121,7 @@ def build(
 def is_submission(folder: Path) -> bool:
     """Whether `folder` was written by this command, so that it may be replaced."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.get("format") == FORMAT

@@ -35,7 +35,8 @@ def guarded(doing: str) -> Iterator[None]:
     except MemoryError:
         raise UserError("not enough memory for this picture") from None
     except RuntimeError as error:  # torch, which has no memory error of its own on a CPU
-        raise UserError(f"cannot be {doing} here: {str(error).splitlines()[0]}") from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"cannot be {doing} here: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 from submission import bitstream
 from submission.decode import SUFFIX
 from submission.errors import BitstreamError, UserError, guarded
-from submission.files import as_rgb
+from submission.files import MOST_STREAM, as_rgb
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 
 FORMAT = "CLIC"
@@ -58,7 +58,9 @@ class ClicImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         assert self.fp is not None
-        self._stream = self.fp.read()
+        self._stream = self.fp.read(MOST_STREAM + 1)
+        if len(self._stream) > MOST_STREAM:
+            raise SyntaxError("too large to be a stream")
         try:
             header = bitstream.read_header(self._stream)
         except BitstreamError as error:

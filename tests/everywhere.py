@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -28,7 +29,9 @@ def facts(output: Path) -> dict[str, object]:
     of all these rows and symbols, and whose latents do not give the stream's bytes again."""
     record, rows_seen, other_bytes = hashlib.sha256(), 0, []
 
-    class Watched(Decoder):
+    in_use: Any = vars(latent_coding)["Decoder"]  # a test may have exchanged it
+
+    class Watched(in_use):  # type: ignore[misc]
         def decode(self, rows: Rows) -> Int32:
             return self.watch(rows, super().decode(rows))
 

@@ -113,6 +113,7 @@ def test_wavefront_equals_position_by_position(codec: Codec, monkeypatch: pytest
     entropy.decode(data, y_hat.shape[:2])
     height, width = y_hat.shape[:2]
     order = [[(i, s - 3 * i) for i in range(height) if 0 <= s - 3 * i < width] for s in range(width + 3 * (height - 1))]
+    assert len(seen) == 2 * len(order), "both groups of every wavefront"
     for k, p in enumerate(seen):
         at = order[k // 2]
         assert np.array_equal(p, [expected[k % 2][i, j] for i, j in at])

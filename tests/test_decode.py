@@ -102,6 +102,7 @@ def test_what_spoils_one_stream_spares_the_others(
             RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore"),
             ["cannot be decoded here", "can't allocate"],
         ),
+        (RuntimeError(), ["cannot be decoded here: RuntimeError"]),
         (PermissionError(13, "Permission denied"), ["Permission denied"]),
     ],
 )
@@ -163,6 +164,7 @@ def test_termination_leaves_whole_pictures_only(streams: Path, ladder_folder: Pa
         process.kill()
     names = [path.name for path in (tmp_path / "out").iterdir()]
     assert len(names) < 500 and all(name.endswith(".png") for name in names)
+    assert len({read_image(tmp_path / "out" / name).tobytes() for name in names}) == 1, "whole ones, all alike"
 
 
 def test_an_error_takes_the_place_of_the_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """eval.peers: tables that say what the files are, and that are not measured twice."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from submission.errors import UserError
 from submission.files import Picture
 from tests.commands import assert_refused, call
 from tests.conftest import noise_picture
+from tests.faults import wait_for
 
 INSTALLED = tuple(peer for peer in PEERS if peer.version() is not None)
 JPEG = dataclasses.replace(PEERS[0], qualities=(5, 40))
@@ -119,24 +121,37 @@ def test_only_what_changed_is_measured_again(folder: Path, tmp_path: Path) -> No
     assert sorted(compressed) == [(33, 5), (33, 40)]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "given_cores", lambda: 1)
     calls: list[tuple[int, int]] = []
+    table = tmp_path / "cut" / "jpeg.csv"
 
     def compress(picture: Picture, quality: int) -> bytes:
         calls.append((picture.shape[0], quality))
         if len(calls) > 2:
+            wait_for(lambda: table.read_text().count("\n") == 3)
             raise KeyboardInterrupt
         return JPEG.compress(picture, quality)
 
     with pytest.raises(KeyboardInterrupt):
         peers.measure(folder, tmp_path / "cut", [dataclasses.replace(JPEG, compress=compress)])
-    measured = len(pd.read_csv(tmp_path / "cut" / "jpeg.csv"))
+    assert len(pd.read_csv(table)) == 2
     compressed: list[tuple[int, int]] = []
     cut = peers.measure(folder, tmp_path / "cut", [spied(JPEG, compressed)])["jpeg"]
-    assert len(compressed) == 4 - measured
+    assert len(compressed) == 2
     timed = ["encode_seconds", "decode_seconds"]
     whole = peers.measure(folder, tmp_path / "whole", [JPEG])["jpeg"]
     assert pd.read_csv(cut).drop(columns=timed).equals(pd.read_csv(whole).drop(columns=timed))
+
+
+def test_bad_cells_and_names_are_named(folder: Path, tmp_path: Path) -> None:
+    table = peers.measure(folder, tmp_path / "out", [JPEG])["jpeg"]
+    pd.read_csv(table).assign(quality="many").to_csv(table, index=False)
+    with pytest.raises(UserError, match="quality many: not a whole number"):
+        peers.measure(folder, tmp_path / "out", [JPEG])
+    (folder / "a.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(UserError, match=r"caf.*rename the picture"):
+        peers.measure(folder, tmp_path / "new", [JPEG])
 
 
 def test_a_foreign_table_is_left_alone(folder: Path, tmp_path: Path) -> None:

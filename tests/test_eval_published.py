@@ -1,11 +1,14 @@
 """The published figures: whole, sourced, and drawn for their own set alone."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from eval.report import published
 from metrics.clic import ms_ssim_db
+from ratecontrol.allocation.table import picture_hash
 from submission.files import list_images, read_image
 from tests.conftest import ROOT, noise_picture
 
@@ -46,6 +49,10 @@ def test_figures_as_read_in_their_sources() -> None:
 def test_a_set_is_known_by_its_pixels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [noise_picture(8, 9), noise_picture(7, 5)]
     assert published.set_name(pictures) is None
+    hashes = sorted(picture_hash(picture) for picture in pictures)
+    monkeypatch.setattr(published, "SETS", {hashlib.sha256("\n".join(hashes).encode()).hexdigest(): "ours"})
+    assert published.set_name(pictures) == published.set_name(pictures[::-1]) == "ours"
+    assert published.set_name(pictures[:1]) is None
     assert published.curves("some other set") == []
 
 

@@ -66,6 +66,12 @@ def test_report_shows_the_worst_and_shrinks_to_its_budget(tmp_path: Path, monkey
     assert "<4>" not in lossless.replace(json.dumps(data), "").split('id="data"')[0]
 
 
+def test_the_worst_come_first_also_where_a_score_is_undefined() -> None:
+    scores = zip("abcd", (0.9, np.nan, 0.5, 0.7), strict=True)
+    ours = [PictureScore(name, 9, 9, 10, value, 1.0) for name, value in scores]
+    assert report.worst_first([points.Point("0.15", "ours", 100, 10, 4 * 81, ours)]) == ["b", "c", "d", "a"]
+
+
 def test_worst_part_is_where_the_error_is() -> None:
     original = np.zeros((200, 300, 3), np.uint8)
     decoded = original.copy()

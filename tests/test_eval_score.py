@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -180,7 +181,7 @@ def test_all_faults_are_named_at_once(folders: tuple[Path, Path, Path]) -> None:
         score.score_pictures(originals, decoded)
 
 
-@pytest.mark.parametrize("broken", ["missing.png", "nowhere", "bpp", "streams", "no originals"])
+@pytest.mark.parametrize("broken", ["missing.png", "nowhere", "bpp", "empty bpp", "streams", "no originals"])
 def test_command_leaves_with_two_and_one_line(folders: tuple[Path, Path, Path], broken: str) -> None:
     originals, decoded, streams = folders
     arguments: list[object] = [originals, decoded, "--streams", streams, "--bpp", "0.15"]
@@ -190,6 +191,8 @@ def test_command_leaves_with_two_and_one_line(folders: tuple[Path, Path, Path], 
         arguments[1] = decoded / "nowhere"
     elif broken == "bpp":
         arguments[-1] = "-1"
+    elif broken == "empty bpp":  # a shell's variable that is not set
+        arguments[-1] = ""
     elif broken == "streams":
         arguments[3] = decoded
     else:
@@ -274,4 +277,17 @@ def test_originals_count_as_they_are_stored(folders: tuple[Path, Path, Path]) ->
     picture = Image.open(originals / "a.png")
     picture.save(originals / "a.png", exif=exif)
     picture.save(decoded / "a.png")
-    assert score.score_pictures(originals, decoded)[0].msssim == 1
+    found = score.score_pictures(originals, decoded)
+    assert found[0].msssim == 1
+    before = score.paper_means(originals, decoded, found)
+    picture.save(decoded / "a.png", exif=exif)  # decoded ones, too
+    assert str(score.paper_means(originals, decoded, found)) == str(before)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    folders = [tmp_path / "originals", tmp_path / "decoded"]
+    for folder in folders:
+        folder.mkdir()
+        Image.fromarray(noise_picture(20, 30)).save(folder / os.fsdecode(b"caf\xe9.png"))
+    assert call(score.main, *folders, "--csv", tmp_path / "scores.csv").code == 0
+    assert "caf\\udce9,30,20" in (tmp_path / "scores.csv").read_text()

@@ -82,6 +82,21 @@ def test_too_large_a_decoder_leaves_with_one(
     assert f"the decoder has {len(DECODE)} bytes" in capsys.readouterr().out
 
 
+def test_memory_is_that_of_the_decoder_alone(make: Make, originals: Path) -> None:
+    """The system counts what the process that starts it holds, too."""
+    held = np.ones(300 * 2**20, np.uint8)
+    hold = "import time; held = b'1' * 100_000_000; time.sleep(0.5)"
+    with decoded(make(f'#!/bin/sh\n{sys.executable} -S -c "{hold}"'), originals) as run:
+        assert 100e6 < run.peak_bytes < held.nbytes
+
+
+def test_streams_are_those_beside_the_decoder(make: Make) -> None:
+    submission = make(DECODE)
+    (submission / "weights").mkdir()
+    (submission / "weights" / "a.clic").write_bytes(b"1234567")
+    assert simulate.decoder_size(submission) == len(DECODE) + 7
+
+
 def test_environment_is_bare(make: Make, originals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
     submission = make(

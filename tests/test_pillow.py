@@ -103,6 +103,23 @@ def test_damaged_files_are_not_identified(path: Path, damage: str) -> None:
         Image.open(path)
 
 
+def test_large_files_are_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photoshop's begin as a stream may."""
+    monkeypatch.setattr(pillow, "MOST_STREAM", 1000)
+
+    class File(io.BytesIO):
+        asked = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            found = super().read(size)
+            File.asked = max(File.asked, len(found))
+            return found
+
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(File(b"8BPS" + bytes(10**6)))
+    assert File.asked < 10**5
+
+
 def test_damage_that_shows_only_in_decoding(path: Path) -> None:
     header, payload = bitstream.read(path.read_bytes())
     wrong = bitstream.Header(**{**vars(header), "latents_check": header.latents_check ^ 1})

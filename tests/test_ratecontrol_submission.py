@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +68,8 @@ def test_killed_and_started_again(made: Path, pictures: Path, ladder_folder: Pat
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert 1 < table.read_text().count("\n") < (made / "table.csv").read_text().count("\n")
     assert submit(pictures, dist, ladder_folder, "--refine", 1).code == 0
     assert contents(dist) == contents(made)
 

@@ -69,11 +69,11 @@ def write(path: Path, originals: Path, points: Sequence[Point], curves: Curves, 
         "PUBLISHED": _published(set_name),
         "NOTE": _note(len(shown), len(pictures), how),
         "ENVIRONMENT": _environment(points, commands),
-        "STYLE": (PAGE / "style.css").read_text(),
-        "SCRIPT": (PAGE / "script.js").read_text(),
+        "STYLE": (PAGE / "style.css").read_text("utf-8"),
+        "SCRIPT": (PAGE / "script.js").read_text("utf-8"),
         "DATA": json.dumps(data).replace("</", "<\\/"),
     }
-    page = (PAGE / "page.html").read_text()
+    page = (PAGE / "page.html").read_text("utf-8")
     for name, text in parts.items():
         page = page.replace(f"@@{name}@@", text)
     write_bytes(path, page.encode())
@@ -87,7 +87,7 @@ def worst_first(points: Sequence[Point]) -> list[str]:
     if not ours:
         return []
     middle = ours[len(ours) // 2].pictures
-    return [score.image for score in sorted(middle, key=lambda score: (score.msssim, score.image))]
+    return [score.image for score in sorted(middle, key=lambda score: (np.nan_to_num(score.msssim), score.image))]
 
 
 def _views(path: Path, points: Sequence[Point]) -> tuple[Views, str]:
