@@ -65,6 +65,10 @@ def cut_stream(streams: Path, weights: Path, out: Path) -> None:
     (streams / "a.clic").write_bytes((streams / "a.clic").read_bytes()[:-1])
 
 
+def longer_stream(streams: Path, weights: Path, out: Path) -> None:
+    (streams / "a.clic").write_bytes((streams / "a.clic").read_bytes() + b"x")
+
+
 def occupied_name(streams: Path, weights: Path, out: Path) -> None:
     (out / "a.png" / "folder").mkdir(parents=True)
 
@@ -75,6 +79,7 @@ def occupied_name(streams: Path, weights: Path, out: Path) -> None:
         (lost_model, "model_0.safetensors"),
         (damaged_model, "SHA-256"),
         (cut_stream, "checksum"),
+        (longer_stream, "checksum"),
         (occupied_name, "cannot write"),
     ],
 )
