@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from submission.codec import Codec
 from submission.errors import ImageError, UserError
 from submission.files import Picture, exchange, list_images, read_image, write_bytes, write_png
 from tests.commands import assert_refused, call
-from tests.conftest import ROOT, noise_picture, run_module
+from tests.conftest import noise_picture, run_module
 
 RGB = noise_picture(20, 30)
 
