@@ -37,7 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.base not in options.lmbda:
         raise UserError(f"--base {options.base:g}: must be one of --lmbda")
-    if options.time_budget:
+    if options.time_budget is not None:
         raise UserError("--time-budget: every model gets equal steps here; give --steps")
     recipe = recipe_of(options)
     first = dataclasses.replace(recipe.stage("main"), steps=options.steps)

@@ -345,7 +345,7 @@ def main() -> int:
     results = Results(make_folder(options.output) / "results.csv")
     fixed = ("--start-steps", "--steps", "--hard-steps", "--batch", "--sharpness", "--data", "--validate")
     same_settings(results.path, {name: getattr(options, name[2:].replace("-", "_")) for name in fixed})
-    deadline = time.monotonic() + (seconds(options.time_budget) if options.time_budget else math.inf)
+    deadline = time.monotonic() + (math.inf if options.time_budget is None else seconds(options.time_budget))
     pictures = load_pictures(options.data, CROP, options.cache or options.output, None, options.validate)
     session = Session(pictures, Device.choose())
     bench = Bench(

@@ -56,6 +56,7 @@ class _Worker:
     #: What of its call the pipe has not taken yet, and what has come of its answer.
     unsent: bytes = b""
     buffer: bytearray = field(default_factory=bytearray)
+    failure: BaseException | None = None  # what its job raised, until that has been said
     silence: Silence = field(default_factory=Silence)
 
     def send(self) -> None:
@@ -103,26 +104,39 @@ class Pool:
     def poll(self) -> list[tuple[Job, Any]]:
         """The jobs that have been answered meanwhile, with what they returned; waits for at most a tick.
 
-        Raises what a job raised, and UserError where one has lost more than RETRIES workers.
+        Raises what a job raised, once there is nothing else to return, and UserError where one has lost more than
+        RETRIES workers.
         """
         self._wait()
         answered = []
         for worker in list(self.busy):
+            if worker.failure is not None:
+                continue
             worker.send()
             open_end = worker.receive()
             if (answer := _take_answer(worker.buffer)) is not None:
-                self.busy.remove(worker)
-                self._keep(worker)
                 good, value = answer
-                if not good:
-                    raise value
-                answered.append((worker.job, value))
+                if good:
+                    self._release(worker)
+                    answered.append((worker.job, value))
+                else:
+                    worker.failure = value
             elif not open_end or worker.process.poll() is not None:
                 self._replace(worker, _how_it_ended(worker.process))
             elif worker.silence.look() >= processes.PATIENCE:
                 why = f"gave no sign of life for {processes.PATIENCE:g} s (stopped, or the machine is overloaded)"
                 self._replace(worker, why)
+        if not answered:
+            for worker in self.busy:
+                if (failure := worker.failure) is not None:
+                    worker.failure = None
+                    self._release(worker)
+                    raise failure
         return answered
+
+    def _release(self, worker: _Worker) -> None:
+        self.busy.remove(worker)
+        self._keep(worker)
 
     def terminate(self) -> None:
         """Ask all that are at work to save and end, as training does after a SIGTERM; those that are stopped, too."""

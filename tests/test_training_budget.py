@@ -1,9 +1,12 @@
 """Time budgets: the schedule follows the clock, over several calls; a ladder's time is shared among its stages."""
 
+import argparse
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +14,12 @@ import torch
 from submission.config import PRESETS
 from submission.errors import UserError
 from tests.training_kit import RECIPE, session
+from training import ladder
 from training.data.crops import Crops
+from training.loop import jobs as side_by_side
 from training.loop import train as loop
 from training.loop.options import seconds
-from training.loop.plan import PLANNED, Start, makespan, ready, share_time, tasks
+from training.loop.plan import PLANNED, Start, Task, makespan, ready, share_time, tasks
 from training.loop.schedule import Moment, Pace, in_warmup, learning_rate
 from training.loop.stage import run_stage
 from training.recipe import RECIPES, WARM_LR, Stage, StageName
@@ -145,6 +150,32 @@ def test_a_ladder_shares_its_time_by_steps() -> None:
     assert sum(shares.values()) == pytest.approx(PLANNED * 1500)
     assert shares[10.0, "main"] / shares[10.0, "hard"] == pytest.approx(60_000 / 8_000)
     assert shares[10.0, "main"] / shares[14.0, "main"] == pytest.approx(60_000 / 8_000)
+
+
+def test_side_by_side_a_task_that_goes_on_counts_with_what_is_left_of_it(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: Path
+) -> None:
+    """Not with the time that it took before."""
+    run = ladder.LadderRun(
+        RECIPES["small"], tmp_path, ladder.Clock(tmp_path / "time.json", clock.now), budget=1e4, jobs=2
+    )
+    work = tasks(run.recipe, run.begins_with)
+    first, second = work[0], next(task for task in work if task.key == (12.0, "main"))
+    progress = {first.key: (0.9, 5000.0, False)}
+    monkeypatch.setattr(ladder.LadderRun, "progress", lambda _, task: progress.get(task.key, (0.0, 0.0, False)))
+    launched: list[Any] = []
+
+    def two(pending: list[Task], _jobs: int, launch: Callable[..., side_by_side.Launched], _tick: object) -> None:
+        launched.append(launch(first, {task.key for task in pending}).arguments[2])
+        clock.now += 7
+        launched.append(launch(second, {task.key for task in pending}).arguments[2])
+
+    monkeypatch.setattr(ladder, "run_side_by_side", two)
+    ladder.train_side_by_side(run, argparse.Namespace())
+    share = share_time(work, {first.key: 0.1}, 2, 1e4)[first.key]
+    assert launched[0].seconds == pytest.approx(5000 + share)
+    left = {first.key: 0.1 * (1 - 7 / share)}
+    assert launched[1].seconds == pytest.approx(share_time(work, left, 2, 1e4 - 7)[second.key])
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 4, 40])

@@ -51,6 +51,9 @@ def test_from_photos_to_a_decoded_picture(data: Path, tmp_path: Path) -> None:
     for damaged in (b"", (run / "calibration.npy").read_bytes()[:500]):
         (run / "calibration.npy").write_bytes(damaged)
         assert_refused(call(export.main, run, "-o", tmp_path / "weights"), "calibration.npy", "--resume")
+    with (run / "calibration.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(3))  # an archive of arrays
+    assert_refused(call(export.main, run, "-o", tmp_path / "weights"), "calibration.npy", "--resume")
     (run / "calibration.npy").unlink()
     assert stage("main", *common, "--resume").code == 0
     assert call(export.main, run, "-o", tmp_path / "weights").code == 0
@@ -178,9 +181,16 @@ def test_an_export_that_fails_leaves_the_old_ladder(
         patch.setattr(export, "exchange", interrupt)
         assert call(export.main, run / "5", "-o", weights, "--overwrite").code == 130
     assert contents(weights) == before
-    monkeypatch.chdir(weights)
-    assert call(export.main, run / "5", "-o", ".", "--overwrite").code == 0
+    with monkeypatch.context() as patch:
+        patch.chdir(weights)
+        assert call(export.main, run / "5", "-o", ".", "--overwrite").code == 0
     assert contents(weights) != before and not list(tmp_path.glob(".*.part"))
+    for name, text in (("thesis.tex", "mine"), ("manifest.json", '{"format": "another"}')):
+        (weights / name).write_text(text)
+        kept = contents(weights)
+        assert_refused(call(export.main, run / "5", "-o", weights, "--overwrite"), "weights exists", "--overwrite")
+        assert contents(weights) == kept
+        (weights / name).unlink()
 
 
 def interrupt(*_: object) -> None:

@@ -33,10 +33,12 @@ def test_broken_and_small_pictures_are_counted_and_named(
 ) -> None:
     Image.fromarray(noise_picture(30, 200)).save(folder / "small.png")
     (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "nowhere.png").symlink_to(folder / "nothing")
+    (folder / "folder.png").mkdir()
     pictures = load_pictures([folder], 192, tmp_path)
     assert len(pictures.train) + len(pictures.validation) == 4 and len(pictures.validation)
     text = capsys.readouterr().err
-    assert "left out 1 pictures, unreadable: broken.png" in text
+    assert "left out 2 pictures, unreadable: broken.png, nowhere.png" in text
     assert "left out 1 pictures, smaller than 192: small.png (200x30)" in text
     with pytest.raises(UserError, match="usable"):
         load_pictures([folder], 500, tmp_path)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -77,6 +78,20 @@ def test_errors_come_back() -> None:
         with pytest.raises(ModuleNotFoundError):
             answers(running, job(__import__, "no_such_module"))
         assert answers(running, job(square, 3)) == [9]
+
+
+def test_an_error_costs_no_answer_that_came_with_it() -> None:
+    with pool(2) as running:
+        running.start(job(fail_with, UserError("the disk is full")))
+        running.start(job(square, 3))
+        wait_for(lambda: all(select.select([w.process.stdout], [], [], 0)[0] for w in running.busy))
+        time.sleep(1)  # both have answered
+        found = []
+        with pytest.raises(UserError, match="the disk is full"):
+            while True:
+                found += [value for _, value in running.poll()]
+        assert found == [9] and not running.busy
+        assert answers(running, job(square, 4), job(square, 5)) in ([16, 25], [25, 16])
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,22 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="WEIGHTS", help="folder for the ladder")
     parser.add_argument("--overwrite", action="store_true", help="replace the ladder in that folder")
     options = parser.parse_args()
-    if options.output.exists() and not (options.overwrite and (options.output / MANIFEST).exists()):
+    if options.output.exists() and not (options.overwrite and is_ladder(options.output)):
         raise UserError(f"{options.output} exists; remove it, or replace a ladder there with --overwrite")
     checkpoints = [newest_stage(folder) for folder in model_folders(options.run)]
     export(checkpoints, options.output)
     return 0
+
+
+def is_ladder(folder: Path) -> bool:
+    """Whether all that is in `folder` was written by this command, so that it may be replaced."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = {path.name for path in folder.iterdir()} - {MANIFEST}
+    ours = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    return ours and all(re.fullmatch(r"model_\d+\.safetensors", name) for name in files)
 
 
 def model_folders(root: Path) -> list[Path]:
@@ -88,7 +100,13 @@ def read_calibration(folder: Path) -> Crops:
     path = folder / CALIBRATION
     try:
         crops: Crops = np.load(path)
-        whole = crops.dtype == np.uint8 and crops.ndim == 4 and crops.shape[3] == 3 and crops.size > 0
+        whole = (
+            isinstance(crops, np.ndarray)
+            and crops.dtype == np.uint8
+            and crops.ndim == 4
+            and crops.shape[3] == 3
+            and crops.size > 0
+        )
     except (OSError, ValueError, EOFError):
         whole = False
     if not whole:

@@ -137,14 +137,16 @@ def train_side_by_side(ladder: LadderRun, options: argparse.Namespace) -> None:
     every = tasks(ladder.recipe, ladder.begins_with)
     pending = [task for task in every if not ladder.progress(task)[2]]
     bar = Progress("ladder, stages", len(every), len(every) - len(pending))
-    ends: dict[Key, tuple[float, float]] = {}  # when each task should end, and the seconds it was given
+    begun: dict[Key, tuple[float, float, float]] = {}  # when it should end, the seconds to then, what was left to do
 
     def launch(task: Task, missing: set[Key]) -> Launched:
         now = time.monotonic()
-        left = {key: min(1.0, max(0.0, end - now) / given) for key, (end, given) in ends.items()}
+        left = {key: part * min(1.0, max(0.0, end - now) / given) for key, (end, given, part) in begun.items()}
         stage = ladder.timed(task, [t for t in every if t.key in missing], left)
         if stage.seconds is not None:
-            ends[task.key] = now + stage.seconds, stage.seconds
+            progress, spent, _ = ladder.progress(task)
+            share = stage.seconds - spent
+            begun[task.key] = now + share, share, 1 - progress
         folder = make_folder(ladder.folder(task.lmbda))
         arguments = (options, ladder.recipe.model, stage, task.lmbda, folder, ladder.start_of(task), now)
         return Launched(_stage_in_child, arguments, folder / f"{stage.name}.log")
@@ -195,7 +197,7 @@ def main() -> int:
     with join_world() as world:
         if world.size > 1 and options.jobs > 1:
             raise UserError("--jobs is for one device; torchrun already shares each batch among its processes")
-        budget = seconds(options.time_budget) if options.time_budget else None
+        budget = None if options.time_budget is None else seconds(options.time_budget)
         clock = Clock.open(options.run, started)
         ladder = LadderRun(recipe, options.run, clock, options.init, budget, options.jobs, world)
         pictures = pictures_of(options, recipe.stages[0].crop, world)

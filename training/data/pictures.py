@@ -108,7 +108,8 @@ def load_pictures(
 
 def _key(paths: list[Path]) -> str:
     """Changes with the files."""
-    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    stats = [(p, p.stat() if p.exists() else p.lstat()) for p in paths]  # the others are links to nothing
+    facts = [(str(p.resolve()), stat.st_size, stat.st_mtime_ns) for p, stat in stats]
     return hashlib.sha256(json.dumps([FORMAT, facts]).encode()).hexdigest()[:16]
 
 

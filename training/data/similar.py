@@ -57,7 +57,7 @@ def fingerprints(paths: list[Path]) -> list[tuple[Path, Fingerprint]]:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
 
 
 def find_copies(ours: list[Fingerprint], theirs: list[Fingerprint]) -> dict[int, int]:

@@ -103,7 +103,7 @@ def _with_options(stage: Stage, options: argparse.Namespace, init: Path | None) 
         stage = dataclasses.replace(stage, steps=options.steps, warmup=min(stage.warmup, options.steps // 16))
     if init:
         stage = stage.warm()
-    budget = seconds(options.time_budget) if options.time_budget else None
+    budget = None if options.time_budget is None else seconds(options.time_budget)
     changed = {"seed": options.seed, "batch": options.batch, "seconds": budget}
     return dataclasses.replace(stage, **{k: v for k, v in changed.items() if v is not None})
 
