@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from eval import peers
+from eval.kept import read_kept_of
 from eval.rate_distortion.curves import Curves, as_table, bd_rates, curve
 from eval.rate_distortion.points import OURS, Point, our_point, peer_point, run_module
 from eval.report import page as report
@@ -52,33 +53,39 @@ def compare(
     names: Sequence[str] = (),
     commands: Sequence[str] = (),
     measured: Path | None = None,
+    known: Path | None = None,
 ) -> Comparison:
     """Measure, allocate, decode and score ours and the peers called `names` (all, if none); writes into `results`.
 
     `commands`, for people to repeat, are shown in the report. `measured` is a table of `ratecontrol.measure` with the
-    candidates of ours, refined ones perhaps; without it each model is measured.
+    candidates of ours, refined ones perhaps; without it each model is measured. `known` has what peers made of the
+    same pictures, as `keep` left it: only what is chosen is made again, and nothing of peers that are not installed.
 
     Raises UserError if `results` holds anything that an earlier comparison did not leave there.
     """
     for rate in rates:
         parse_bpp(rate)
-    list_images([folder])
+    pictures = list_images([folder])
     Ladder.load(weights)  # bad input of any kind is found before anything is written
     if measured:
         check_table(measured)
-    chosen = {peer.name: peer for peer in peers.available(names)}
+    kept = read_kept_of(known, pictures) if known else {}
+    chosen = {peer.name: peer for peer in peers.available(names, kept)}
     place = open_results(results)
     tables = {OURS: measured or place / f"{OURS}.csv"}
     if measured is None:
         run_module("ratecontrol.measure", folder, "-o", tables[OURS], "--weights", weights, "--replace")
-    tables |= peers.measure(folder, place, chosen.values())
+    tables |= peers.measure(folder, place, chosen.values(), kept, rates)
+    for name in sorted(kept.keys() & (set(names) or kept.keys()) - chosen.keys() - {OURS}):
+        tables[name] = place / f"{name}.csv"
+        peers.write_kept(tables[name], kept[name])
     points = []
     for rate, codec in console.progress([(rate, codec) for rate in rates for codec in tables], "comparing"):
         where = results / rate / codec
         if codec == OURS:
             points.append(our_point(folder, where, tables[codec], weights, rate))
         else:
-            points.append(peer_point(where, tables[codec], rate, chosen[codec]))
+            points.append(peer_point(where, tables[codec], rate, codec, chosen.get(codec)))
     curves = {codec: curve(table) for codec, table in console.progress(tables.items(), "curves", len(tables))}
     found = Comparison(points, curves, tables)
     _write_csv(results / "scores.csv", scores(points))
@@ -213,11 +220,24 @@ def main() -> int:
     parser.add_argument(
         "--table", type=Path, metavar="CSV", help="ours as ratecontrol.measure left it (default: measure each model)"
     )
+    parser.add_argument(
+        "--known",
+        type=Path,
+        metavar="TSV",
+        help="peers' candidates that --keep left: only what is chosen is made again",
+    )
     parser.add_argument("--keep", metavar="NAME", help="also keep the text results as eval/results/VERSION/NAME-*.tsv")
     options = parser.parse_args()
     command = shlex.join(["python", "-m", "eval.compare", *sys.argv[1:]])
     found = compare(
-        options.folder, options.output, options.weights, options.bpp, options.codecs, [command], options.table
+        options.folder,
+        options.output,
+        options.weights,
+        options.bpp,
+        options.codecs,
+        [command],
+        options.table,
+        options.known,
     )
     print(table(found.points))
     print(bd_table(found.curves))

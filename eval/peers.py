@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ from pandas.errors import EmptyDataError, ParserError
 
 from eval.codecs.peer import PEERS, Peer
 from metrics.clic import ms_ssim, squared_error
+from ratecontrol.allocate import read_problem
+from ratecontrol.allocation.budget import byte_cap, parse_bpp
+from ratecontrol.allocation.knapsack import allocate
 from submission import console
 from submission.cores import given_cores
 from submission.errors import UserError, guarded, naming
@@ -47,6 +50,9 @@ COLUMNS = [
 #: Columns that tell a table of this command from another.
 TELLTALE = {"image_sha256", "settings", "stream"}
 
+#: What a file that is made again has in common with the one that was kept.
+SAME = ("bytes", "msssim", "sse")
+
 Row = dict[str, object]
 Key = tuple[str, str, int]  #: what makes a measurement: the picture's name, the hash of its file, the quality
 
@@ -64,22 +70,34 @@ class Task:
         return self.picture.name, self.image_sha256, self.quality
 
 
-def available(names: Sequence[str] = ()) -> list[Peer]:
-    """The peers called `names` (all, if none are given) that are installed; the others are named on stderr."""
-    known = {peer.name: peer for peer in PEERS}
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{unknown[0]}: no such codec; there are {', '.join(known)}")
+def available(names: Sequence[str] = (), known: Container[str] = ()) -> list[Peer]:
+    """The peers called `names` (all, if none are given) that are installed; the others are named on stderr, and so is
+    what becomes of those whose rows are `known`."""
+    there = [peer.name for peer in PEERS]
+    if unknown := [name for name in names if name not in there]:
+        raise UserError(f"{unknown[0]}: no such codec; there are {', '.join(there)}")
     found = []
     for peer in (peer for peer in PEERS if not names or peer.name in names):
         if peer.version() is None:
-            print(f"{peer.name} is left out; it needs {peer.needs}", file=sys.stderr)
+            fate = "counts as it was kept, without pictures or times" if peer.name in known else "is left out"
+            print(f"{peer.name} {fate}; it needs {peer.needs}", file=sys.stderr)
         else:
             found.append(peer)
     return found
 
 
-def measure(folder: Path, output: Path, peers: Iterable[Peer]) -> dict[str, Path]:
-    """Bring `output`/<peer>.csv up to date for the pictures of `folder`; returns the table of each peer."""
+def measure(
+    folder: Path,
+    output: Path,
+    peers: Iterable[Peer],
+    kept: Mapping[str, pd.DataFrame] | None = None,
+    rates: Sequence[str] = (),
+) -> dict[str, Path]:
+    """Bring `output`/<peer>.csv up to date for the pictures of `folder`; returns the table of each peer.
+
+    Of a peer that is in `kept` only those files are made that are chosen at one of `rates`. UserError where one of them
+    is another than the one that was kept.
+    """
     paths = list_images([folder])
     for path in paths:
         if not path.name.isprintable():
@@ -88,7 +106,10 @@ def measure(folder: Path, output: Path, peers: Iterable[Peer]) -> dict[str, Path
     tables = {}
     for peer in peers:
         tables[peer.name] = make_folder(output) / f"{peer.name}.csv"
-        _measure_peer(hashes, tables[peer.name], peer)
+        if kept and peer.name in kept:
+            _measure_chosen(hashes, tables[peer.name], peer, kept[peer.name], rates)
+        else:
+            _measure_peer(hashes, tables[peer.name], peer)
     return tables
 
 
@@ -97,12 +118,14 @@ def _measure_peer(hashes: dict[Path, str], table: Path, peer: Peer) -> None:
     tasks = [Task(path, image_hash, quality) for path, image_hash in hashes.items() for quality in peer.qualities]
     known = _read_rows(table, peer)
     rows = {task.key: known[task.key] for task in tasks if task.key in known}
-    order = [task.key for task in tasks]
-    lacking = [task for task in tasks if task.key not in rows]
+    _complete(table, peer, [task.key for task in tasks], rows, [task for task in tasks if task.key not in rows])
+
+
+def _complete(table: Path, peer: Peer, order: Sequence[Key], rows: dict[Key, Row], lacking: Sequence[Task]) -> None:
     _write_rows(table, order, rows)
     # threads do: the encoders and numpy run outside Python's lock
     pool = ThreadPoolExecutor(given_cores())
-    bar = console.Progress(f"measuring {peer.name}", len(tasks), len(rows))
+    bar = console.Progress(f"measuring {peer.name}", len(order), len(order) - len(lacking))
     with contextlib.closing(bar):
         try:
             started = {pool.submit(_measure, task, table, peer): task for task in lacking}
@@ -112,6 +135,58 @@ def _measure_peer(hashes: dict[Path, str], table: Path, peer: Peer) -> None:
                 bar.advance(note=started[done].picture.name)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _measure_chosen(hashes: dict[Path, str], table: Path, peer: Peer, kept: pd.DataFrame, rates: Sequence[str]) -> None:
+    """Complete one table: rows as they were kept, and files of those that are chosen at one of `rates`."""
+    paths = {path.name: path for path in hashes}
+    tasks: dict[Key, Task] = {}
+    before: dict[Key, Row] = {}
+    for row in kept.to_dict("records"):
+        path = paths[str(row["image"])]
+        task = Task(path, hashes[path], int(row["quality"]))
+        tasks[task.key], before[task.key] = task, _kept_row(row, task.image_sha256)
+    measured = {
+        key: _as_before(peer, row, before[key]) for key, row in _read_rows(table, peer).items() if key in before
+    }
+    rows = before | measured
+    _write_rows(table, list(rows), rows)
+    problem = read_problem(table)
+    images, candidates = problem.table["image"], problem.table["candidate"]
+    chosen: set[tuple[str, str]] = set()
+    for cap in (byte_cap(parse_bpp(rate), problem.pixels) for rate in rates):
+        if problem.smallest <= cap:
+            places = allocate(problem.candidates, cap).chosen
+            chosen |= set(zip(images.iloc[places], candidates.iloc[places], strict=True))
+    wanted = [key for key, row in rows.items() if (row["image"], row["candidate"]) in chosen]
+    _complete(table, peer, list(rows), rows, [tasks[key] for key in wanted if key not in measured])
+    _write_rows(table, list(rows), rows | {key: _as_before(peer, rows[key], before[key]) for key in wanted})
+
+
+def _as_before(peer: Peer, row: Row, before: Row) -> Row:
+    """A row of a file that was made again, its figures to the last digit those that were kept: the same is chosen.
+
+    UserError if it is another file.
+    """
+    for name in SAME:
+        if not math.isclose(float(str(row[name])), float(str(before[name])), rel_tol=1e-8):
+            raise UserError(
+                f"{peer.name} makes of {row['image']} at quality {row['quality']} another file than the one that was"
+                f" kept ({name} {row[name]}, not {before[name]}); leave --known out, and every file is made"
+            )
+    return row | {name: before[name] for name in SAME}
+
+
+def write_kept(table: Path, kept: pd.DataFrame) -> None:
+    """Write the table of a peer that is not installed: rows as they were kept, without files."""
+    rows = {("", "", number): _kept_row(row, "") for number, row in enumerate(kept.to_dict("records"))}
+    _write_rows(table, list(rows), rows)
+
+
+def _kept_row(kept: Mapping[Hashable, object], image_sha256: str) -> Row:
+    row = {column: kept.get(column, "") for column in COLUMNS}
+    row |= {"candidate": f"q{kept['quality']}", "image_sha256": image_sha256}
+    return row | {"encode_seconds": math.nan, "decode_seconds": math.nan}
 
 
 @functools.lru_cache(maxsize=4)  # its qualities are measured one after the other
@@ -178,7 +253,10 @@ def _read_rows(table: Path, peer: Peer) -> dict[Key, Row]:
 def _write_rows(table: Path, order: Sequence[Key], rows: dict[Key, Row]) -> None:
     """Write the rows in the order of pictures and qualities, whichever was measured first."""
     sorted_rows = [rows[key] for key in order if key in rows]
-    write_bytes(table, pd.DataFrame(sorted_rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(
+        table,
+        pd.DataFrame(sorted_rows, columns=COLUMNS).to_csv(index=False, na_rep="nan", lineterminator="\n").encode(),
+    )
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from eval.simulate import decoded
 from metrics.clic import ms_ssim
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from submission.errors import UserError
+from submission.files import Picture
 from tests.commands import Result, assert_refused, call
 from tests.conftest import ROOT, noise_picture
 from tests.faults import assert_gone, wait_for
@@ -135,6 +136,65 @@ def test_a_second_run_decodes_nothing_and_says_the_same(
     assert all(kept[f"small-{name}"] == before[name] for name in names[1:])
     assert len(kept["small-candidates.tsv"].splitlines()) == 1 + 2 * (3 + 2 * len(PEERS))
     assert not any("seconds" in text for text in kept.values()), "what differs from run to run is not kept"
+
+
+def test_what_peers_made_before_need_not_be_made_again(
+    shown: tuple[Path, Path], ladder_folder: Path, patched: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The same results from kept candidates: of one peer, only what is chosen is made; the other is not installed."""
+    out, folder = shown
+    made: list[int] = []
+    first, absent = PEERS
+
+    def compress(picture: Picture, quality: int) -> bytes:
+        made.append(quality)
+        return first.compress(picture, quality)
+
+    words = [folder, "--weights", ladder_folder, "--bpp", *RATES]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "RELEASES", tmp_path / "results")
+        assert call(compare.main, *words, "-o", out, "--keep", "small").code == 0
+    known = next((tmp_path / "results").rglob("small-candidates.tsv"))
+    with pytest.MonkeyPatch.context() as patch:
+        there = (dataclasses.replace(first, compress=compress), dataclasses.replace(absent, version=lambda: None))
+        patch.setattr(peers, "PEERS", there)
+        done = call(compare.main, *words, "-o", tmp_path / "new", "--known", known)
+        assert done.code == 0, done.stderr
+        assert f"{absent.name} counts as it was kept" in done.stderr
+        assert made == [40, 40], "the better of two qualities, for two pictures"
+        for name in ("scores.tsv", "images.tsv", "curves.tsv", "bd-rates.tsv"):
+            assert_same_figures(tmp_path / "new" / name, out / name)
+        shown_of = page_data((tmp_path / "new" / "report.html").read_text())["shown"]["a"]["sources"]
+        assert f"96/{first.name}" in shown_of and f"96/{absent.name}" not in shown_of
+        made.clear()
+        assert call(compare.main, *words, "-o", tmp_path / "new", "--known", known).code == 0
+        assert not made
+
+        text = known.read_text()
+        table = pd.read_csv(known, sep="\t")
+        table.loc[(table["codec"] == first.name) & (table["quality"] == 40), "bytes"] += 1
+        table.to_csv(known, sep="\t", index=False)
+        done = call(compare.main, *words, "-o", tmp_path / "other", "--known", known)
+        assert done.code == 2 and "another file than the one that was kept (bytes" in done.stderr
+        for spoilt, word in (
+            (text.replace("c.png", "d.png"), "png"),
+            (text.replace("\t40\t31\t", "\t41\t31\t"), "a.png"),
+        ):
+            known.write_text(spoilt)
+            assert_refused(
+                call(compare.main, *words, "-o", tmp_path / "spoilt", "--known", known), word, "not those of"
+            )
+        known.write_text("a\tb\n1\t2\n")
+        assert_refused(call(compare.main, *words, "-o", tmp_path / "spoilt", "--known", known), "not the candidates")
+        assert not (tmp_path / "spoilt").exists()
+
+
+def assert_same_figures(found: Path, expected: Path) -> None:
+    """Codecs in any order, and what was kept in ten digits."""
+    tables = [pd.read_csv(path, sep="\t") for path in (found, expected)]
+    columns = list(tables[0].select_dtypes(exclude="float").columns) + ["bpp_target"] * ("bpp_target" in tables[0])
+    left, right = (table.sort_values(columns, ignore_index=True) for table in tables)
+    pd.testing.assert_frame_equal(left, right, rtol=1e-8)
 
 
 def test_a_decoder_runs_again_only_if_something_changed(

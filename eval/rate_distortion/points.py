@@ -67,9 +67,12 @@ def unreached(table: Path, rate: str, codec: str) -> Point:
     return Point(rate, codec, byte_cap(parse_bpp(rate), problem.pixels), problem.smallest, problem.pixels)
 
 
-def peer_point(place: Path, table: Path, rate: str, peer: Peer) -> Point:
-    """A peer at `rate`, chosen from its table; the choice is left in the folder `place`."""
-    point = unreached(table, rate, peer.name)
+def peer_point(place: Path, table: Path, rate: str, codec: str, peer: Peer | None) -> Point:
+    """A peer at `rate`, chosen from its table; the choice is left in the folder `place`.
+
+    Without `peer`, which is not installed, there are no pictures to look at.
+    """
+    point = unreached(table, rate, codec)
     if point.smallest > point.cap:
         return point
     choice = make_folder(place) / "choice.csv"
@@ -90,7 +93,7 @@ def peer_point(place: Path, table: Path, rate: str, peer: Peer) -> Point:
     return dataclasses.replace(
         point,
         pictures=sorted(pictures, key=lambda picture: picture.image),
-        read=lambda stem: peer.decompress(streams[stem].read_bytes()),
+        read=None if peer is None else lambda stem: peer.decompress(streams[stem].read_bytes()),
         encode_seconds=_mean(rows, "encode_seconds"),
         decode_seconds=_mean(rows, "decode_seconds"),
     )
