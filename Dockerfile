@@ -32,7 +32,8 @@ LABEL org.opencontainers.image.title="clic-decoder" \
       org.opencontainers.image.version="$VERSION" \
       clic.ladder="$LADDER"
 ENV PYTHONPATH=/opt/decoder:/opt/decoder/packages
-# -P: what lies in the folder where it runs is no module of it. The first start also writes the bytecode of Python's own modules, which the base image lacks.
+# -P: what lies in the folder where it runs is no module of it. The first start also writes the bytecode of Python's
+# own modules, which the base image lacks.
 RUN printf '%s\n' '#!/bin/sh' 'exec python -P -m submission.decode "$@"' > /usr/local/bin/decode \
  && chmod 755 /usr/local/bin/decode \
  && said=$(decode --version) && echo "$said" \
