@@ -31,7 +31,7 @@ from training.recipe import STAGES, Stage, StageName
 
 #: Crops kept with a run, from which `training.export` takes the ranges of activations.
 CALIBRATION = "calibration.npy"
-CALIBRATION_CROPS = 16
+CALIBRATION_CROPS = 64
 
 #: Stages that can start from weights of another run.
 STARTERS: tuple[StageName, ...] = ("trunk", "main", "post_filter")
@@ -228,7 +228,7 @@ def _write_record(
 
 def _save_calibration(pictures: Pictures, stage: Stage, path: Path) -> None:
     """Some training crops that calibrate the export, as uint8 [n, H, W, 3]."""
-    places = random_places(pictures.train, CALIBRATION_CROPS, stage.crop, stage.seed, step=2**40)
+    places = random_places(pictures.train, CALIBRATION_CROPS, stage.crop, stage.seed, step=2**40, half=stage.half)
     buffer = io.BytesIO()
     np.save(buffer, gather(pictures.pixels, places, stage.crop).permute(0, 2, 3, 1).contiguous().numpy())
     write_bytes(path, buffer.getvalue())

@@ -30,11 +30,13 @@ BLOCK = 2048
 PANEL = 32
 
 
-def round_weights(scaled: Floats, inputs: Floats) -> Floats:
-    """Integers [inputs, outputs] within the range of weights for `scaled` ones, for inputs [n, inputs] of mean 0."""
+def round_weights(scaled: Floats, inputs: NDArray[np.number]) -> Floats:
+    """Integers [inputs, outputs] within the range of weights for `scaled` ones, which are to change as little as can be
+    what sums of inputs like [n, inputs] are above their mean."""
     whole = np.empty_like(scaled)
     for block in np.array_split(np.arange(len(scaled)), -(-len(scaled) // BLOCK)):
-        x = inputs[:, block]
+        x = inputs[:, block].astype(np.float64)
+        x -= x.mean(0)
         covariance = x.T @ x / len(x)
         variance = covariance.diagonal().copy()
         covariance[np.diag_indices_from(covariance)] += DAMPING * variance.mean() + 1e-12
@@ -86,16 +88,16 @@ class IntegerLayers:
         step = unit * np.exp2(-shift)
         if np.abs(np.rint(weight / step)).max() > WEIGHT_PEAK:
             raise UserError(f"layer {name}: weights too large for its outputs' unit; train longer or clip the weights")
-        given = inputs.reshape(-1, len(weight)).astype(np.float64) + (RELU_OFFSET if relu_in else 0)
-        mean = given.mean(0)
-        integers = round_weights(weight / step, given - mean)
+        given = inputs.reshape(-1, len(weight))
+        mean = given.mean(0, dtype=np.float64) + (RELU_OFFSET if relu_in else 0)
+        integers = round_weights(weight / step, given)
         half = np.where(shift > 0, np.exp2(shift - 1), 0)
         # the bias makes up for the mean of what is left
         offset = np.rint(bias / step + mean @ (weight / step - integers)) + half
         stored = integers.astype(np.int8), offset.astype(np.int32), shift.astype(np.int8)
         self.tensors |= dict(zip((f"{name}.weight", f"{name}.bias", f"{name}.shift"), stored, strict=True))
         layer = Linear.build(name, stored[0], stored[1], stored[2], relu_in, highest, relu)
-        return layer(np.ascontiguousarray(inputs.reshape(-1, len(weight)))).reshape(*inputs.shape[:-1], -1)
+        return layer(np.ascontiguousarray(given)).reshape(*inputs.shape[:-1], -1)
 
 
 def free_unit(weight: Floats, bias: Floats, reach: Floats, peak: int) -> Floats:
