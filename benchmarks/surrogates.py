@@ -28,6 +28,7 @@ from benchmarks.quality import COUNT, CROP
 from eval.rate_distortion.bdrate import RatePoint, bd_rate
 from submission.config import NETWORKS, ModelConfig
 from submission.console import run
+from submission.errors import UserError
 from submission.files import make_folder
 from submission.network import Network
 from training.data.crops import gather, random_places, to_float
@@ -260,6 +261,18 @@ def score(network: Network, stage: Stage, pictures: Pictures, device: Device) ->
     return bits, z_bits, 10 * math.log10(255**2 / error)
 
 
+def existing(path: Path) -> Path:
+    """`path`, or UserError if it is no table of this benchmark."""
+    try:
+        with path.open(newline="") as file:
+            fields = csv.DictReader(file).fieldnames
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if fields is None or tuple(fields) != FIELDS:
+        raise UserError(f"{path}: not the results of this benchmark")
+    return path
+
+
 def against_first(results: Results, network: str) -> dict[str, tuple[float, float]]:
     """Our BD-rates in per cent (before, after the hard stage) by setting."""
     anchor = results.curve(network, SETTINGS[0].name, "main")
@@ -312,7 +325,8 @@ def main() -> int:
         prog="python -m benchmarks.surrogates",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.surrogates --data photos -o runs/surrogates --time-budget 3h",
+        epilog="examples:\n  python -m benchmarks.surrogates --data photos -o runs/surrogates --time-budget 3h\n"
+        "  python -m benchmarks.surrogates --show runs/surrogates/results.csv",
     )
     names = tuple(config.name for config in NETWORKS)
     usual = ("ms-hyper", "ms-hyper-zero", "ms-context", "cheng-attn", "charm-zero")
@@ -327,7 +341,7 @@ def main() -> int:
     parser.add_argument(
         "--lmbda", type=positive, nargs="+", default=(0.0035, 0.0067, 0.013), help="default: %(default)s"
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
+    parser.add_argument("--data", type=Path, nargs="+", help="folders of training pictures")
     parser.add_argument(
         "--validate", type=Path, nargs="+", help="folders of pictures to score (default: 1 in 20 of them)"
     )
@@ -339,8 +353,14 @@ def main() -> int:
     parser.add_argument("--sharpness", type=float, default=12.0, help="where quantizers that anneal end (default 12)")
     parser.add_argument("--learned-step", action="store_true", help="also train each with a learned step (aun)")
     parser.add_argument("--time-budget", metavar="TIME", help="begin nothing new after this time, e.g. 3h")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for results and models")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for results and models")
+    parser.add_argument("--show", type=Path, metavar="CSV", help="print the comparison of rows that were kept, no more")
     options = parser.parse_args()
+    if options.show:
+        print(table(Results(existing(options.show))))
+        return 0
+    if not options.data or not options.output:
+        raise UserError("give --data FOLDER and -o DIR, or --show CSV")
     steps = (options.steps, options.hard_steps)
     results = Results(make_folder(options.output) / "results.csv")
     fixed = ("--start-steps", "--steps", "--hard-steps", "--batch", "--sharpness", "--data", "--validate")

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import surrogates
 from benchmarks.surrogates import PAPER, SETTINGS, Bench, Results, paper_against_first, table
 from submission.config import NETWORKS, PRESETS, tiny
+from tests.commands import assert_refused, call
 from tests.training_kit import CPU, photos
 from training.loop.train import Session
 from training.recipe import RECIPES
@@ -57,6 +58,20 @@ def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
     assert list(again.rows) == [("ms-hyper", "aun", "0.01", "main")]
     again.add(dict(zip(surrogates.FIELDS, ("ms-hyper", "mix", *values[2:]), strict=True)))
     assert [key[1] for key in Results(results.path).rows] == ["aun", "mix"]
+
+
+def test_kept_rows_are_shown(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.csv"
+    results = Results(kept)
+    for lmbda, bpp in (("0.01", 0.5), ("0.02", 0.7)):
+        for stage in ("main", "hard"):
+            values = ("ms-hyper", SETTINGS[0].name, lmbda, stage, 2, 2, bpp, 0.1, 40 * bpp, 1.0)
+            results.add(dict(zip(surrogates.FIELDS, values, strict=True)))
+    assert call(surrogates.main, "--show", kept).stdout == table(results) + "\n"
+    assert_refused(call(surrogates.main), "--show")
+    assert_refused(call(surrogates.main, "--show", tmp_path / "none.csv"), "none.csv")
+    kept.write_text("a,b\n")
+    assert_refused(call(surrogates.main, "--show", kept), "not the results")
 
 
 def test_bd_rates_and_orderings(tmp_path: Path) -> None:
