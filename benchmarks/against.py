@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from eval.kept import read_kept
+from eval.codecs.kept import read_kept
 from eval.rate_distortion.points import OURS
 from eval.score import aligned
 from metrics.clic import ms_ssim_db

@@ -20,7 +20,7 @@ import torch
 from benchmarks import quality
 from benchmarks.arguments import count, positive
 from benchmarks.kept import same_settings
-from eval.kept import read_or_empty
+from eval.codecs.kept import read_or_empty
 from submission.console import Progress, run
 from submission.errors import UserError
 from submission.network import Network

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from benchmarks.arguments import positive
 from benchmarks.kept import same_settings
-from eval.kept import read_or_empty
+from eval.codecs.kept import read_or_empty
 from ratecontrol.allocation.table import write_table
 from submission.config import PAD, GRDNConfig, ModelConfig
 from submission.console import Progress, run

@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from eval.kept import NUMBERS, read_kept
+from eval.codecs.kept import NUMBERS, read_kept
 from eval.rate_distortion.points import OURS
 from eval.score import aligned
 from ratecontrol.allocation.budget import RATES, byte_cap, parse_bpp

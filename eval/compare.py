@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from eval import peers
-from eval.kept import read_kept_of
+from eval.codecs.kept import read_kept_of
 from eval.rate_distortion.curves import Curves, as_table, bd_rates, curve
 from eval.rate_distortion.points import OURS, Point, our_point, peer_point, run_module
 from eval.report import page as report
