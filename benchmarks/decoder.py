@@ -67,7 +67,7 @@ def main() -> int:
         prog="python -m benchmarks.decoder",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.decoder photo.png --decoder dist/0.15/decode",
+        epilog="example: python -m benchmarks.decoder photo.png --decoder dist/0.15/decode --quality 3",
     )
     parser.add_argument("picture", type=Path, metavar="PICTURE", help="whose latents to repeat")
     parser.add_argument("--decoder", metavar="COMMAND", help="default: submission.decode of this Python")

@@ -30,9 +30,9 @@ from submission.config import NETWORKS, ModelConfig
 from submission.console import run
 from submission.errors import UserError
 from submission.files import make_folder
+from submission.lock import locked
 from submission.network import Network
 from training.data.crops import gather, random_places, to_float
-from training.data.lock import locked
 from training.data.pictures import Pictures, load_pictures
 from training.loop.checkpoint import load_checkpoint
 from training.loop.options import seconds

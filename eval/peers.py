@@ -26,6 +26,7 @@ from metrics.clic import ms_ssim, squared_error
 from ratecontrol.allocate import read_problem
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
 from ratecontrol.allocation.knapsack import allocate
+from ratecontrol.allocation.table import check_name
 from submission import console
 from submission.cores import given_cores
 from submission.errors import UserError, guarded, naming
@@ -100,8 +101,7 @@ def measure(
     """
     paths = list_images([folder])
     for path in paths:
-        if not path.name.isprintable():
-            raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
+        check_name(path)
     hashes = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     tables = {}
     for peer in peers:

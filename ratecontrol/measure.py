@@ -7,7 +7,6 @@ pixels and model stand in the table. The streams are kept, so that packaging nee
 import argparse
 import contextlib
 import csv
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -15,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,15 @@ import pandas as pd
 
 from metrics.clic import ms_ssim, squared_error
 from ratecontrol.allocation.budget import byte_cap, parse_bpp
-from ratecontrol.allocation.table import MEASURED_COLUMNS, numbers, picture_hash, read_table, whole_numbers, write_table
+from ratecontrol.allocation.table import (
+    MEASURED_COLUMNS,
+    check_name,
+    numbers,
+    picture_hash,
+    read_table,
+    whole_numbers,
+    write_table,
+)
 from ratecontrol.candidates.choices import Choice, every_choice, kinds_of
 from ratecontrol.candidates.predict import Flags, Floats
 from ratecontrol.candidates.search import Found, search
@@ -33,6 +40,7 @@ from submission.console import Progress, progress, run
 from submission.errors import ImageError, UserError, guarded, naming
 from submission.files import list_images, make_folder, read_image, write_bytes
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
+from submission.lock import locked
 
 #: The first line of every table that this command writes.
 HEADER = (",".join(MEASURED_COLUMNS) + "\n").encode()
@@ -129,8 +137,7 @@ def hash_pictures(paths: list[Path], skip_bad: bool) -> dict[Path, tuple[str, in
     """
     hashes = {}
     for path in progress(paths, "reading"):
-        if not path.name.isprintable():
-            raise UserError(f"{path.name!a}: this name cannot stand in a table; rename the picture")
+        check_name(path)
         try:
             picture = read_image(path, as_stored=True)
             hashes[path] = picture_hash(picture), picture.shape[0] * picture.shape[1]
@@ -273,19 +280,6 @@ def share(row: Row, task: Task) -> Row:
     return {**row, "image": task.picture.name, "stream": task.stream}
 
 
-@contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Keep other processes from measuring into `place`, a folder or a file; UserError if one does already."""
-    descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{place}: another ratecontrol.measure is writing here") from None
-    finally:
-        os.close(descriptor)
-
-
 def report(table: Path, rows: list[Row], choices: list[Choice]) -> str:
     """What each choice alone makes of the pictures in the table: bytes, rate, pixel-weighted MS-SSIM."""
     lines = [f"{table}: {len(rows)} rows"]
@@ -369,7 +363,10 @@ def main(words: Sequence[str] | None = None) -> int:
             model_hash = ladder.model_hash(choice.quality)
             task = Task(path.absolute(), image_hash, pixels, weights, model_hash, choice, table, stream)
             wanted.setdefault((image_hash, choice.name, model_hash), []).append(task)
-    with locked(streams), locked(table.with_name(f".{table.name}.lock")):
+    with (
+        locked(streams / ".lock", "measures into this folder", 0),
+        locked(table.with_name(f".{table.name}.lock"), "measures into this table", 0),
+    ):
         rows, lost = read_rows(table)
         if options.replace:
             rows = replace_rows(table, rows, wanted)

@@ -1,7 +1,6 @@
 """Measuring: real files, resumed after a kill, nothing encoded twice, and no table that mixes measurements."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from ratecontrol.parallel.compute import Workers
 from submission.errors import UserError
 from submission.files import read_image
 from submission.ladder import MANIFEST, Ladder
+from submission.lock import locked
 from tests.commands import Result, assert_refused, call
 from tests.conftest import noise_picture
 
@@ -363,13 +363,12 @@ def test_rates_are_those_of_the_pictures_given(table: Path, pictures: Path, ladd
 
 
 def test_two_runs_do_not_share_a_table(table: Path, pictures: Path, ladder_folder: Path) -> None:
-    descriptor = os.open(table.with_suffix(".streams"), os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert_refused(run(table, pictures, ladder_folder), "another ratecontrol.measure")
+    streams = table.with_suffix(".streams")
+    with locked(streams / ".lock", "holds it"):
+        assert_refused(run(table, pictures, ladder_folder), "another process measures into this folder")
+        shared = ("--streams", streams)
+        assert_refused(run(table.with_name("new.csv"), pictures, ladder_folder, *shared), "measures into this folder")
         assert run(table.with_name("other.csv"), pictures / "a.png", ladder_folder, "--qualities", "0").code == 0
-    finally:
-        os.close(descriptor)
-    with measure.locked(table.with_name(".table.csv.lock")):
-        streams = ("--streams", table.parent / "elsewhere")
-        assert_refused(run(table, pictures, ladder_folder, *streams), "another ratecontrol.measure")
+    with locked(table.with_name(".table.csv.lock"), "holds it"):
+        elsewhere = ("--streams", table.parent / "elsewhere")
+        assert_refused(run(table, pictures, ladder_folder, *elsewhere), "another process measures into this table")

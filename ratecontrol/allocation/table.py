@@ -98,6 +98,12 @@ def line_of(marked: "pd.Series[bool]") -> int:
     return int(np.argmax(marked.to_numpy())) + 2
 
 
+def check_name(picture: Path) -> None:
+    """UserError for a name that is no text, or would break a line."""
+    if not picture.name.isprintable():
+        raise UserError(f"{picture.name!a}: this name cannot stand in a table; rename the picture")
+
+
 def picture_hash(picture: Picture) -> str:
     """SHA-256 of a picture's size and pixels: the same for a photo and its copy in another file format."""
     height, width, _ = picture.shape

@@ -18,7 +18,7 @@ from submission.console import progress
 from submission.cores import given_cores
 from submission.errors import ImageError, UserError
 from submission.files import Picture, make_folder, read_image, write_bytes
-from training.data.lock import locked
+from submission.lock import locked
 from training.data.similar import Fingerprint, find_copies, fingerprint, fingerprints, pictures_below
 
 #: One picture in this many is held out for validation, by content: the split survives renaming and reordering.

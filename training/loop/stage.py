@@ -16,9 +16,9 @@ from submission.config import ModelConfig
 from submission.console import note
 from submission.errors import UserError
 from submission.files import make_folder, write_bytes
+from submission.lock import locked
 from submission.network import Network
 from training.data.crops import gather, random_places
-from training.data.lock import locked
 from training.data.pictures import Pictures
 from training.loop.checkpoint import is_done, load_checkpoint
 from training.loop.options import add_options, check_batch, check_lambda, device_of, pictures_of, recipe_of, seconds

@@ -13,10 +13,11 @@ PATIENCE = 60.0
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`; UserError if another process keeps it. A killed process holds nothing."""
+def locked(path: Path, what: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock file `path`; UserError if another process, which does `what`, keeps it for longer than `patience`
+    seconds. A killed process holds nothing."""
     with path.open("w") as file:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
