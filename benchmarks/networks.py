@@ -5,6 +5,7 @@ decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what
 """
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pandas as pd
 
 from benchmarks.arguments import positive
 from benchmarks.exactness import estimated_bytes
+from benchmarks.surrogates import STAGE_NAMES, model_folder
 from eval.rate_distortion.points import our_point, run_module
 from eval.score import pool
 from ratecontrol.allocation.table import write_table
@@ -46,6 +48,16 @@ def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Pat
             again = ["--resume"] if state else []
             common = ["--preset", preset, "--lmbda", f"{lmbda:g}", "--time-budget", f"{share * budget:g}s"]
             run_module(f"training.{script}", *common, "--data", *data, "--cache", cache, "--run", folder, *again)
+
+
+def take(trained: Path, network: str, lmbda: float, folder: Path) -> None:
+    """Copy to `folder` the stages of a model that `benchmarks.surrogates` trained; UserError where it is not there."""
+    for stage in STAGE_NAMES:
+        source = model_folder(trained, network, lmbda) / f"{stage}.pt"
+        state = load_checkpoint(source, None, None, lmbda)
+        if not state["done"]:
+            raise UserError(f"{source}: is not trained to the end")
+        shutil.copyfile(source, folder / source.name)
 
 
 def measure(name: str, lmbda: float, images: Path, folder: Path) -> dict[str, object]:
@@ -90,12 +102,15 @@ def main() -> int:
         prog="python -m benchmarks.networks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m benchmarks.networks kodak --data photos --minutes 5 -o runs/networks",
+        epilog="examples:\n  python -m benchmarks.networks kodak --data photos --minutes 5 -o runs/networks\n"
+        "  python -m benchmarks.networks kodak --trained runs/surrogates --networks charm-zero -o runs/networks",
     )
     names = [config.name for config in NETWORKS]
     parser.add_argument("images", type=Path, help="folder of pictures to code")
     parser.add_argument("--networks", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of training pictures")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--data", type=Path, nargs="+", help="folders of training pictures")
+    models.add_argument("--trained", type=Path, metavar="DIR", help="take the models that benchmarks.surrogates left")
     parser.add_argument("--cache", type=Path, help="folder for the decoded pictures (default: that of the results)")
     parser.add_argument("--minutes", default="5", metavar="M", help="training time of each (default: %(default)s)")
     parser.add_argument("--lmbda", type=positive, default=0.0067, help="of the squared error (default: %(default)s)")
@@ -107,7 +122,10 @@ def main() -> int:
     rows = []
     for name in options.networks:
         folder = make_folder(make_folder(options.output) / name)
-        train(f"{name}-small", options.lmbda, budget, options.data, options.cache or options.output, folder)
+        if options.trained is not None:
+            take(options.trained, name, options.lmbda, folder)
+        else:
+            train(f"{name}-small", options.lmbda, budget, options.data, options.cache or options.output, folder)
         rows.append(measure(f"{name}-small", options.lmbda, options.images, folder))
         write_table(options.output / "networks.csv", pd.DataFrame(rows))
     print(table(rows))

@@ -65,6 +65,9 @@ SETTINGS = (
     Setting("aun, learned step", "aun", learned_step=True),
 )
 
+#: Its models stay in the folder, for `benchmarks.networks --trained`.
+KEPT = SETTINGS[1]
+
 _NONE = math.nan
 
 #: BD-rates against BPG in per cent, joint and post-training, mean of Kodak and Tecnick: Tables VIII to XI, and for
@@ -189,7 +192,7 @@ class Bench:
         return dataclasses.replace(usual, batch=batch, sharpness=self.sharpness, **changes)  # type: ignore[arg-type]
 
     def _folder(self, name: str, lmbda: float, setting: str) -> Path:
-        path = self.root / name / f"lambda_{lmbda:g}" / setting.translate({ord(c): "_" for c in " ,/>="})
+        path = model_folder(self.root, name, lmbda, setting)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -227,9 +230,15 @@ class Bench:
             bpp, z_bpp, psnr = score(network, stage, self.session.pictures, self.session.device)
             values = (name, setting.name, f"{lmbda:g}", stage_name, self.start_steps, steps, bpp, z_bpp, psnr)
             self.results.add(dict(zip(FIELDS, (*values, time.monotonic() - begun), strict=True)))
-        for stage_name in STAGE_NAMES:
-            (folder / f"{stage_name}.pt").unlink()
+        if setting != KEPT:
+            for stage_name in STAGE_NAMES:
+                (folder / f"{stage_name}.pt").unlink()
         return True
+
+
+def model_folder(root: Path, network: str, lmbda: float, setting: str = KEPT.name) -> Path:
+    """Where the models of a setting are in the folder of results `root`."""
+    return root / network / f"lambda_{lmbda:g}" / setting.translate({ord(c): "_" for c in " ,/>="})
 
 
 def _with_learned_step(start: Path, model: ModelConfig, folder: Path) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import surrogates
-from benchmarks.surrogates import PAPER, SETTINGS, Bench, Results, paper_against_first, table
+from benchmarks import networks, surrogates
+from benchmarks.surrogates import KEPT, PAPER, SETTINGS, Bench, Results, paper_against_first, table
 from submission.config import NETWORKS, PRESETS, tiny
+from submission.errors import UserError
 from tests.commands import assert_refused, call
 from tests.training_kit import CPU, photos
 from training.loop.train import Session
@@ -46,6 +47,16 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, tiny_recipes: None) -> None
     assert len(list(tmp_path.rglob("start/main.pt"))) == 2
     text = table(Results(tmp_path / "results.csv"))
     assert all(s.name in text for s in settings)
+
+
+def test_one_settings_models_stay_for_the_other_benchmark(tmp_path: Path, tiny_recipes: None) -> None:
+    assert bench(tmp_path).network("ms-hyper", (0.01,), (KEPT,))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    networks.take(tmp_path, "ms-hyper", 0.01, taken)
+    assert sorted(path.name for path in taken.iterdir()) == ["hard.pt", "main.pt"]
+    with pytest.raises(UserError, match="no such checkpoint"):
+        networks.take(tmp_path, "ms-context", 0.01, taken)
 
 
 def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
