@@ -1,5 +1,7 @@
 """Refinement: its rate and its MS-SSIM are those of the codec and the organisers, and what it finds is better."""
 
+import platform
+import resource
 from pathlib import Path
 from unittest import mock
 
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from metrics.clic import ms_ssim
+from ratecontrol.refinement import memory
 from ratecontrol.refinement import refine as module
+from ratecontrol.refinement.memory import kept_memory
 from ratecontrol.refinement.rate import Rate, floor
 from ratecontrol.refinement.refine import blocks, refine
 from submission.codec import Codec
@@ -142,3 +146,25 @@ def test_learned_steps_keep_z() -> None:
     better_y, better_z = refine(codec, picture, 3, 8, CPU)
     assert (z == better_z).all() and (y != better_y).any()
     assert loss(codec, picture, (better_y, better_z), 3) < loss(codec, picture, (y, z), 3)
+
+
+def faults_of_large_tensors() -> int:
+    """Pages that the kernel hands out for 64 MiB, made and freed ten times."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_for_a_while() -> None:
+    with kept_memory():
+        faults_of_large_tensors()
+        kept = faults_of_large_tensors()
+    assert faults_of_large_tensors() > 2 * kept
+
+
+def test_memory_is_left_alone_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_libc", None)
+    with kept_memory():
+        pass

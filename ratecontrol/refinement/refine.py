@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.msssim import MSSSIM
+from ratecontrol.refinement.memory import kept_memory
 from ratecontrol.refinement.rate import Rate
 from submission.codec import Codec
 from submission.config import PAD, ModelConfig
@@ -36,7 +37,7 @@ from submission.precision import fast_bfloat16
 from submission.tiles import tiles
 
 #: Larger pictures are refined in blocks of at most this many units of 64 pixels a side, each on its own, to bound the
-#: memory: under 4 GiB.
+#: memory (`docs/ratecontrol.md`).
 BLOCK = 2048 // PAD
 
 #: Steps after which the post-filter's share is computed anew.
@@ -236,8 +237,9 @@ def refine(codec: Codec, picture: Picture, lmbda: float, steps: int, device: tor
         part = picture[times(rows, PAD), times(columns, PAD)]
         y_place = times(rows, PAD // 16), times(columns, PAD // 16)
         places = [y[:, :, *y_place], z[:, :, rows, columns]]
-        objective = Objective(codec, part, lmbda, sizes[:, :, *y_place].to(device))
-        found = descend(objective, [place.to(device) for place in places], steps)
+        with kept_memory():
+            objective = Objective(codec, part, lmbda, sizes[:, :, *y_place].to(device))
+            found = descend(objective, [place.to(device) for place in places], steps)
         for place, better in zip(places, found, strict=True):
             place.copy_(better)
     y_symbols, z_symbols = (np.asarray(v[0].permute(1, 2, 0).round().to(torch.int32).contiguous()) for v in (y, z))
