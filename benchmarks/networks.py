@@ -5,6 +5,7 @@ decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what
 """
 
 import argparse
+import filecmp
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Pat
 
 
 def take(trained: Path, network: str, lmbda: float, folder: Path) -> None:
-    """Copy to `folder` the stages of a model that `benchmarks.surrogates` trained; UserError where it is not there."""
+    """Copy to `folder` the stages of a model that `benchmarks.surrogates` trained; UserError where it is not there, or
+    the folder has another."""
     for stage in STAGE_NAMES:
         source = model_folder(trained, network, lmbda) / f"{stage}.pt"
         state = load_checkpoint(source, None, None, lmbda)
         if not state["done"]:
             raise UserError(f"{source}: is not trained to the end")
-        shutil.copyfile(source, folder / source.name)
+        target = folder / source.name
+        if target.exists() and not filecmp.cmp(source, target, shallow=False):
+            raise UserError(f"{target}: is another model's; give another folder with -o")
+        shutil.copyfile(source, target)
 
 
 def measure(name: str, lmbda: float, images: Path, folder: Path) -> dict[str, object]:

@@ -55,8 +55,12 @@ def test_one_settings_models_stay_for_the_other_benchmark(tmp_path: Path, tiny_r
     taken.mkdir()
     networks.take(tmp_path, "ms-hyper", 0.01, taken)
     assert sorted(path.name for path in taken.iterdir()) == ["hard.pt", "main.pt"]
+    networks.take(tmp_path, "ms-hyper", 0.01, taken)
     with pytest.raises(UserError, match="no such checkpoint"):
         networks.take(tmp_path, "ms-context", 0.01, taken)
+    (taken / "main.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="another model's"):
+        networks.take(tmp_path, "ms-hyper", 0.01, taken)
 
 
 def test_a_cut_line_is_ignored(tmp_path: Path) -> None:
