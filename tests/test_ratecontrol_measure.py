@@ -234,9 +234,9 @@ def test_a_scheduler_that_is_not_there(tmp_path: Path, pictures: Path, ladder_fo
 def test_refined_rows_stand_beside_the_others(
     table: Path, pictures: Path, ladder_folder: Path, encoded: list[tuple[str, int]]
 ) -> None:
-    arguments = (pictures / "a.png", ladder_folder, "--qualities", "0,1", "--refine", 3, "--factors", "0.5,1")
-    for _ in range(2):  # the second time everything is there
-        result = run(table, *arguments)
+    arguments = (pictures / "a.png", ladder_folder, "--qualities", "0,1", "--refine", 3)
+    for factors in ("0.5,1", ".50,1.0"):  # the second time everything is there
+        result = run(table, *arguments, "--factors", factors)
         assert result.code == 0, result.stderr
     assert encoded == [("a.png", 0), ("a.png", 0), ("a.png", 1), ("a.png", 1)]
     names = [row["candidate"] for row in rows(table) if row["image"] == "a.png"]
@@ -316,7 +316,7 @@ def test_faulty_usage_is_refused(table: Path, tmp_path: Path, pictures: Path, la
     assert_refused(run(table, pictures, ladder_folder, "--qualities", "0,7"), "--qualities")
     assert_refused(run(table, pictures, ladder_folder, "--jobs", "0"), "--jobs")
     assert_refused(run(table, pictures, ladder_folder, "--refine", "-1"), "--refine")
-    for factors in ("", "1,x", "1,1.0", "0", "inf"):
+    for factors in ("", "1,x", "1,1.0", ".5,0.50", "0", "inf", ".", "1."):
         assert_refused(run(table, pictures, ladder_folder, "--refine", "2", "--factors", factors), "--factors")
     assert_refused(run(table, pictures, ladder_folder, "--factors", "0.5"), "--factors", "--refine")
     packed = tmp_path / "packed.zip"

@@ -78,11 +78,13 @@ def parse_qualities(text: str | None, ladder: Ladder) -> list[int]:
 
 
 def parse_factors(text: str) -> list[str]:
-    """`"0.5,1"` as a list of texts; UserError unless each is a number from 0.01 to 100, given once."""
+    """`".5,1.0"` as `["0.5", "1"]`: one text a number, which names candidates; UserError unless each is a number from
+    0.01 to 100, given once."""
     factors = text.split(",")
     for factor in factors:
-        if not re.fullmatch(r"\d+(\.\d+)?", factor) or not 0.01 <= float(factor) <= 100:
+        if not re.fullmatch(r"\d+(\.\d+)?|\.\d+", factor) or not 0.01 <= float(factor) <= 100:
             raise UserError(f"--factors {text}: give numbers from 0.01 to 100, such as 0.7,1")
-    if len({float(factor) for factor in factors}) < len(factors):
+    factors = [f"{float(factor):g}" for factor in factors]
+    if len(set(factors)) < len(factors):
         raise UserError(f"--factors {text}: names one twice")
     return factors
