@@ -125,7 +125,6 @@ class HeldOut:
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # type: ignore[untyped-decorator]  # to compile anew would take longer
 def validate(network: Network | Trunk, stage: Stage, lmbda: float, pictures: Pictures, device: Device) -> HeldOut:
     """With real rounding and the real bound of sigma; a trunk at `lmbda`."""
     if isinstance(network, Trunk):
@@ -136,13 +135,14 @@ def validate(network: Network | Trunk, stage: Stage, lmbda: float, pictures: Pic
     x = to_float(crops.to(device.name))
     rates, losses, errors, samples = [], [], [], []
     hard = dataclasses.replace(stage, scale_bound=1e-6)
-    for part in x.split(4):
-        x_hat, y_bpp, z_bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
-        x_hat = x_hat.clamp(0, 1)
-        rates.append((y_bpp + z_bpp) * len(part))
-        losses.append(distortion(part, x_hat) * len(part))
-        errors.append(squared_error(part, x_hat) * len(part))
-        samples.append(torch.cat([part[0], x_hat[0]], 2))
+    with torch.compiler.set_stance("force_eager"):  # to compile anew would take longer
+        for part in x.split(4):
+            x_hat, y_bpp, z_bpp = forward(network, hard, Padded(part, *part.shape[2:]), device, None)
+            x_hat = x_hat.clamp(0, 1)
+            rates.append((y_bpp + z_bpp) * len(part))
+            losses.append(distortion(part, x_hat) * len(part))
+            errors.append(squared_error(part, x_hat) * len(part))
+            samples.append(torch.cat([part[0], x_hat[0]], 2))
     network.train()
     psnr = 10 * math.log10(255**2 / max(float(sum(errors)) / len(x), 1e-9))
     return HeldOut(float(sum(rates)) / len(x), 1 - float(sum(losses)) / len(x), psnr, samples)
