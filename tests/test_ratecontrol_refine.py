@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+import submission.memory
 from metrics.clic import ms_ssim
+from ratecontrol import measure
 from ratecontrol.refinement import memory
 from ratecontrol.refinement import refine as module
 from ratecontrol.refinement.memory import kept_memory
 from ratecontrol.refinement.rate import Rate, floor
 from ratecontrol.refinement.refine import blocks, refine
 from submission.codec import Codec
+from submission.config import PRESETS
 from submission.entropy_coding import EntropyCoder
 from submission.files import Picture
 from submission.ladder import DEFAULT_WEIGHTS, Ladder
 from submission.latent_coding import Latents
+from submission.precision import fast_bfloat16
+from tests.commands import assert_refused, call
 from tests.conftest import noise_picture
 from tests.test_learned_step import CONFIG, scaled_network
 from training.export import export_tensors
@@ -137,6 +142,29 @@ def test_large_pictures_in_blocks() -> None:
     with mock.patch.object(module, "BLOCK", 3):
         assert [(r.stop - r.start, c.stop - c.start) for r, c in blocks(360, 370)] == [(3, 3)] * 4
         assert loss(codec, picture, refine(codec, picture, 3, 8, CPU), 3) < 0.97 * before
+
+
+def test_what_does_not_fit_into_memory_is_refused(ladder_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    """Where it could still be encoded and decoded."""
+    config, fast = Ladder.load(ladder_folder).codec(0).config, fast_bfloat16()
+    limits = (
+        submission.memory.encoding_bytes(config, 192, 240),
+        submission.memory.decoding_bytes(config, 192, 240, fast),
+    )
+    enough = max(limits)
+    assert enough < memory.refining_bytes(config, 192 * 256, fast)
+    words = (measure.main, pictures, "--weights", ladder_folder, "--jobs", 1, "--qualities", 0)
+    with mock.patch.object(submission.memory, "free_bytes", lambda: enough):
+        assert call(*words, "-o", tmp_path / "plain.csv").code == 0
+        done = call(*words, "--refine", 2, "-o", tmp_path / "refined.csv")
+    assert_refused(done, "a.png", "refining 240x192 takes about 0.", "GB are free", "leave --refine away")
+
+
+def test_estimates_of_memory_grow() -> None:
+    sizes = [
+        memory.refining_bytes(PRESETS["small"], side**2, fast) for side in (64, 1024, 2048) for fast in (True, False)
+    ]
+    assert sizes == sorted(sizes) and sizes[-1] < 8e9
 
 
 def test_learned_steps_keep_z() -> None:

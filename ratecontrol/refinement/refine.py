@@ -24,12 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.msssim import MSSSIM
-from ratecontrol.refinement.memory import kept_memory
+from ratecontrol.refinement.memory import kept_memory, refining_bytes
 from ratecontrol.refinement.rate import Rate
+from submission import memory
 from submission.codec import Codec
 from submission.config import PAD, ModelConfig
 from submission.entropy_coding import EntropyCoder
-from submission.errors import UserError
+from submission.errors import ImageError, UserError
 from submission.files import Picture
 from submission.ladder import Ladder
 from submission.latent_coding import STEP_BITS, Latents
@@ -226,9 +227,24 @@ def check_refinable(ladder: Ladder, quality: int) -> None:
         raise UserError(f"--refine: model {quality} was trained for MSE; refinement lowers R + lambda (1 - MS-SSIM)")
 
 
+def _check_memory(config: ModelConfig, height: int, width: int) -> None:
+    """ImageError if refining a picture of this size would take more than there is."""
+    pixels = max(
+        PAD**2 * (rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in blocks(height, width)
+    )
+    needed = refining_bytes(config, pixels, fast_bfloat16())
+    if lacking := memory.shortage(needed, f"refining {width}x{height}"):
+        raise ImageError(f"{lacking}; leave --refine away, or fewer --jobs at once")
+
+
 def refine(codec: Codec, picture: Picture, lmbda: float, steps: int, device: torch.device) -> tuple[Latents, Latents]:
     """Symbols y [h, w, M] and z [h/4, w/4, N] of `picture` (uint8 [H, W, 3]), better than the encoder's at R + lambda
-    (1 - MS-SSIM), after at most `steps` evaluations a block. The same on every run of one machine."""
+    (1 - MS-SSIM), after at most `steps` evaluations a block. The same on every run of one machine.
+
+    ImageError for a picture that is too large for the memory there is.
+    """
+    if device.type == "cpu":
+        _check_memory(codec.config, *picture.shape[:2])
     y, z_hat = codec.continuous_latents(picture)
     z = torch.from_numpy(z_hat).permute(2, 0, 1)[None].float()
     sizes = torch.from_numpy(codec.entropy.step_sizes(z_hat)).permute(2, 0, 1)[None] / 2**STEP_BITS
