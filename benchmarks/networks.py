@@ -26,6 +26,7 @@ from submission.ladder import MANIFEST, Ladder
 from submission.network import Network
 from training.loop.checkpoint import load_checkpoint
 from training.loop.options import seconds
+from training.loop.stage import CALIBRATION
 
 #: Bits per pixel that no picture needs: the one model is taken for all.
 NO_CAP = "24"
@@ -52,12 +53,12 @@ def train(preset: str, lmbda: float, budget: float, data: list[Path], cache: Pat
 
 
 def take(trained: Path, network: str, lmbda: float, folder: Path) -> None:
-    """Copy to `folder` the stages of a model that `benchmarks.surrogates` trained; UserError where it is not there, or
-    the folder has another."""
-    for stage in STAGE_NAMES:
-        source = model_folder(trained, network, lmbda) / f"{stage}.pt"
-        state = load_checkpoint(source, None, None, lmbda)
-        if not state["done"]:
+    """Copy to `folder` the stages of a model that `benchmarks.surrogates` trained, and what calibrates its export;
+    UserError where it is not there, or the folder has another."""
+    model = model_folder(trained, network, lmbda)
+    for name in (*(f"{stage}.pt" for stage in STAGE_NAMES), CALIBRATION):
+        source = model / name
+        if name != CALIBRATION and not load_checkpoint(source, None, None, lmbda)["done"]:
             raise UserError(f"{source}: is not trained to the end")
         target = folder / source.name
         if target.exists() and not filecmp.cmp(source, target, shallow=False):

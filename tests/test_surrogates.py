@@ -11,8 +11,10 @@ from benchmarks import networks, surrogates
 from benchmarks.surrogates import KEPT, PAPER, SETTINGS, Bench, Results, paper_against_first, table
 from submission.config import NETWORKS, PRESETS, tiny
 from submission.errors import UserError
+from submission.ladder import Ladder
 from tests.commands import assert_refused, call
 from tests.training_kit import CPU, photos
+from training import export
 from training.loop.train import Session
 from training.recipe import RECIPES
 
@@ -54,7 +56,9 @@ def test_one_settings_models_stay_for_the_other_benchmark(tmp_path: Path, tiny_r
     taken = tmp_path / "taken"
     taken.mkdir()
     networks.take(tmp_path, "ms-hyper", 0.01, taken)
-    assert sorted(path.name for path in taken.iterdir()) == ["hard.pt", "main.pt"]
+    assert sorted(path.name for path in taken.iterdir()) == ["calibration.npy", "hard.pt", "main.pt"]
+    assert call(export.main, taken, "-o", tmp_path / "weights").code == 0
+    assert Ladder.load(tmp_path / "weights").models[0]["lmbda"] == 0.01
     networks.take(tmp_path, "ms-hyper", 0.01, taken)
     with pytest.raises(UserError, match="no such checkpoint"):
         networks.take(tmp_path, "ms-context", 0.01, taken)
