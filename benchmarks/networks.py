@@ -1,7 +1,9 @@
 """Each of the 4th paper's networks as a real codec: trained for a while, exported, packaged, decoded as the judge does.
 
-Prints a row for each: parameters, estimated and real bits per pixel and what exactness costs, seconds of encoding and
-decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what is there is not done again.
+Prints a row for each: parameters; bits per pixel and PSNR that the floating-point network estimates; the bits that it
+estimates for the latents that are decoded, and the real ones, of which the difference is what exactness costs; seconds
+of encoding and decoding a picture, MS-SSIM and PSNR. Everything is kept in the folder, and what is there is not done
+again.
 """
 
 import argparse
@@ -11,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from benchmarks.arguments import positive
-from benchmarks.exactness import estimated_bytes
+from benchmarks.exactness import bytes_of, decoded_latents, floating_latents
 from benchmarks.surrogates import STAGE_NAMES, model_folder
 from eval.rate_distortion.points import our_point, run_module
 from eval.score import pool
+from metrics.clic import psnr, squared_error
 from ratecontrol.allocation.table import write_table
 from submission.config import NETWORKS, ModelConfig
 from submission.console import progress, run
 from submission.errors import UserError
-from submission.files import list_images, make_folder, read_image
+from submission.files import Picture, list_images, make_folder, read_image
 from submission.ladder import MANIFEST, Ladder
 from submission.network import Network
 from training.loop.checkpoint import load_checkpoint
@@ -35,8 +40,8 @@ NO_CAP = "24"
 MAIN = 0.8
 
 FIELDS = (
-    *("network", "parameters", "lambda", "steps", "estimated_bpp", "bpp", "cost_percent"),
-    *("encode_seconds", "decode_seconds", "msssim", "psnr"),
+    *("network", "parameters", "lambda", "steps", "estimated_bpp", "estimated_psnr"),
+    *("decoded_estimated_bpp", "bpp", "cost_percent", "encode_seconds", "decode_seconds", "msssim", "psnr"),
 )
 
 
@@ -79,24 +84,40 @@ def measure(name: str, lmbda: float, images: Path, folder: Path) -> dict[str, ob
     network.load_state_dict(state["network"])
     codec = Ladder.load(weights).codec(0)
     pictures = [read_image(path) for path in list_images([images])]
-    estimated = sum(estimated_bytes(network, codec, picture) for picture in progress(pictures, f"{name}, estimating"))
+    estimated = decoded = error = 0.0
+    for picture in progress(pictures, f"{name}, estimating"):
+        latents = floating_latents(network, codec, picture)
+        estimated += bytes_of(network, *latents)
+        error += reconstruction_error(network, latents[0], picture)
+        decoded += bytes_of(network, *decoded_latents(codec, picture))
     total = pool(point.pictures)
     real = sum(path.stat().st_size for path in (folder / "judged" / "submission").glob("*.clic"))
     steps = sum(load_checkpoint(folder / f"{stage}.pt", None, None, None)["step"] for stage in ("main", "hard"))
     values = (
         *(name, sum(p.numel() for p in network.parameters()), lmbda, steps),
-        *(8 * estimated / total.pixels, 8 * real / total.pixels, 100 * (real / estimated - 1)),
+        *(8 * estimated / total.pixels, psnr(error, 3 * total.pixels)),
+        *(8 * decoded / total.pixels, 8 * real / total.pixels, 100 * (real / decoded - 1)),
         *(point.encode_seconds, point.decode_seconds, total.msssim, total.psnr),
     )
     return dict(zip(FIELDS, values, strict=True))
 
 
+@torch.inference_mode()
+def reconstruction_error(network: Network, y_hat: Tensor, picture: Picture) -> float:
+    """The sum of squared errors of what the floating-point network makes of y_hat [1, M, h, w]."""
+    height, width = picture.shape[:2]
+    pixels = network.g_s(y_hat)[0, :, :height, :width].clamp(0, 1).mul(255).round()
+    return squared_error(picture, pixels.to(torch.uint8).permute(1, 2, 0).numpy())
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "network               parameters  steps  bpp estimated    real  cost %  encode s  decode s  MS-SSIM   PSNR"
+        "network               parameters  steps  estimated:  bpp   PSNR  of what is decoded  real bpp  cost %"
+        "  encode s  decode s  MS-SSIM   PSNR"
     ]
     lines += [
-        "{network:20}  {parameters:10,}  {steps:5}  {estimated_bpp:13.4f}  {bpp:.4f}  {cost_percent:6.2f}"
+        "{network:20}  {parameters:10,}  {steps:5}  {estimated_bpp:15.4f}  {estimated_psnr:5.2f}"
+        "  {decoded_estimated_bpp:18.4f}  {bpp:8.4f}  {cost_percent:6.2f}"
         "  {encode_seconds:8.2f}  {decode_seconds:8.2f}  {msssim:.5f}  {psnr:5.2f}".format(**row)
         for row in rows
     ]
