@@ -13,6 +13,7 @@ from submission.config import NETWORKS, PRESETS, tiny
 from submission.errors import UserError
 from submission.ladder import Ladder
 from tests.commands import assert_refused, call
+from tests.conftest import ROOT
 from tests.training_kit import CPU, photos
 from training import export
 from training.loop.train import Session
@@ -91,6 +92,11 @@ def test_kept_rows_are_shown(tmp_path: Path) -> None:
     assert_refused(call(surrogates.main, "--show", tmp_path / "none.csv"), "none.csv")
     kept.write_text("a,b\n")
     assert_refused(call(surrogates.main, "--show", kept), "not the results")
+
+
+def test_the_docs_have_the_kept_rows() -> None:
+    kept = Results(ROOT / "benchmarks" / "results" / "surrogates.csv")
+    assert kept.rows and table(kept) in (ROOT / "docs" / "networks.md").read_text()
 
 
 def test_bd_rates_and_orderings(tmp_path: Path) -> None:
