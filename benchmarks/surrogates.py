@@ -283,12 +283,13 @@ def existing(path: Path) -> Path:
 
 
 def against_first(results: Results, network: str) -> dict[str, tuple[float, float]]:
-    """Our BD-rates in per cent (before, after the hard stage) by setting."""
+    """Our BD-rates in per cent (before, after the hard stage) by setting; none where lambdas are still missing."""
     anchor = results.curve(network, SETTINGS[0].name, "main")
     found = {}
     for setting in SETTINGS:
-        pair = [100 * bd_rate(anchor, results.curve(network, setting.name, stage)) for stage in STAGE_NAMES]
-        if results.curve(network, setting.name, "main"):
+        curves = [results.curve(network, setting.name, stage) for stage in STAGE_NAMES]
+        pair = [100 * bd_rate(anchor, curve) if len(curve) == len(anchor) else math.nan for curve in curves]
+        if curves[0]:
             found[setting.name] = (pair[0], pair[1])
     return found
 

@@ -116,6 +116,9 @@ def test_bd_rates_and_orderings(tmp_path: Path) -> None:
         "not: mix < aun, sigma >= 1e-6",
         "not: mix < aun",
     }
+    values = ("charm", SETTINGS[3].name, "0.01", "main", 2, 2, 0.1, 0.1, 28.0, 1.0)
+    results.add(dict(zip(surrogates.FIELDS, values, strict=True)))
+    assert table(results).splitlines()[5].split()[:3] == ["uq-s", "-", "-"], "a curve without all lambdas"
 
 
 def test_what_the_paper_has_no_figure_for_is_no_pair(tmp_path: Path) -> None:
