@@ -296,7 +296,7 @@ def test_wavefronts_settled_together_are_those_of_a_decoder(seed: int, rows: int
     z = rng.integers(-2, 3, (rows, columns, entropy.config.N), np.int32)
     with mock.patch.object(entropy_coding, "MOST_FRONTS", 1):
         single, y_hat, _ = entropy.encode(y, z)
-    assert (y_hat != y).any() or share < 0.1  # of a few symbols it may be certain of none
+    assert (y_hat != y).any() or np.count_nonzero(y) < 30  # of a few it may be certain of none
     for together in (20, 10**6):
         with mock.patch.multiple(entropy_coding, TOGETHER=together, MOST_FRONTS=1000):
             data, found, _ = entropy.encode(y, z)
