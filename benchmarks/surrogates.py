@@ -52,6 +52,7 @@ class Setting:
     quantizer: str
     bound: float = 0.11
     learned_step: bool = False
+    moves_means: bool = False  #: by the distortion, in the hard stage
 
 
 #: The first is what BD-rates are against.
@@ -63,6 +64,7 @@ SETTINGS = (
     Setting("sua+ep/sua+ste", "sua+ep/sua+ste"),
     Setting("sua+ep/sua+pge", "sua+ep/sua+pge"),
     Setting("aun, learned step", "aun", learned_step=True),
+    Setting("sua+ste, means moved", "sua+ep/sua+ste", moves_means=True),
 )
 
 #: Its models stay in the folder, for `benchmarks.networks --trained`.
@@ -215,7 +217,7 @@ class Bench:
             start = _with_learned_step(start, model, self._folder(name, lmbda, "start, learned step"))
         changes: dict[StageName, dict[str, object]] = {
             "main": {"quantizer": setting.quantizer, "scale_bound": setting.bound, "lr": 3e-4, "seed": 2},
-            "hard": {"seed": 3},
+            "hard": {"seed": 3, "distortion_moves_means": setting.moves_means},
         }
         for stage_name, steps in zip(STAGE_NAMES, self.steps, strict=True):
             if self.late():
@@ -362,6 +364,11 @@ def main() -> int:
     parser.add_argument("--batch", type=count, help="crops a step, instead of the recipe's")
     parser.add_argument("--sharpness", type=float, default=12.0, help="where quantizers that anneal end (default 12)")
     parser.add_argument("--learned-step", action="store_true", help="also train each with a learned step (aun)")
+    parser.add_argument(
+        "--moved-means",
+        action="store_true",
+        help="also train networks that round around means with sua+ep/sua+ste and the option --distortion-moves-means",
+    )
     parser.add_argument("--time-budget", metavar="TIME", help="begin nothing new after this time, e.g. 3h")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder for results and models")
     parser.add_argument("--show", type=Path, metavar="CSV", help="print the comparison of rows that were kept, no more")
@@ -384,7 +391,8 @@ def main() -> int:
     done = True
     for name in options.networks:
         zero = any(config.name == name and config.zero_centre for config in NETWORKS)
-        wanted = tuple(s for s in SETTINGS if not s.learned_step or (options.learned_step and not zero))
+        extra = (options.learned_step and not zero, options.moved_means and zero)
+        wanted = tuple(s for s in SETTINGS if (not s.learned_step or extra[0]) and (not s.moves_means or extra[1]))
         done = done and bench.network(name, tuple(options.lmbda), wanted)
     print(table(Results(results.path)))
     if not done:

@@ -55,6 +55,24 @@ def test_partial_stop_gradient(name: str, quantizer: str | None) -> None:
         assert torch.allclose(-torch.log2(model(expected, z.round(), 0.11)[0]), made.y_bits, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", ZERO)
+def test_the_distortion_moves_means_where_it_is_told_to(name: str) -> None:
+    """In the hard stage alone, and the values stay."""
+    network = untrained_network(tiny(PRESETS[name]), 0)
+    torch.manual_seed(1)
+    y, z = 3 * torch.randn(2, network.config.M, 8, 8), 3 * torch.randn(2, network.config.N, 2, 2)
+    stage = Stage("hard", 1, 1e-4, "cosine", 64, 2, scale_bound=1e-6)
+    usual = quantize(network, y, z, stage, None)
+    made = quantize(network, y, z, dataclasses.replace(stage, distortion_moves_means=True), None)
+    assert torch.equal(made.y_hat, usual.y_hat) and torch.equal(made.y_bits, usual.y_bits)
+    weights = [p for n, p in network.entropy_model.named_parameters() if not n.startswith("prior")]
+    moved = torch.autograd.grad(made.y_hat.sum(), weights, allow_unused=True)
+    assert any(g is not None and g.any() for g in moved)
+    soft = dataclasses.replace(stage, name="main", distortion_moves_means=True)
+    noise = Noise(torch.Generator().manual_seed(0))
+    assert not usual.y_hat.requires_grad and not quantize(network, y, z, soft, noise, 0.5).y_hat.requires_grad
+
+
 def test_noise_makes_zero_centre_the_same_as_none() -> None:
     """y + u - mu + mu: with additive noise only rounding tells the two apart."""
     config = tiny(PRESETS["charm"])

@@ -258,6 +258,14 @@ def test_the_command_line_changes_the_stages_that_train_the_encoder() -> None:
         assert stage == (changed if stage.name in ("main", "joint") else usual)
 
 
+def test_moved_means_are_of_the_hard_stage_of_networks_that_round_around_them() -> None:
+    arguments = ("--distortion-moves-means", "--preset")
+    stages = recipe_of(command_line(*arguments, "charm-zero-small")).stages
+    assert [stage.name for stage in stages if stage.distortion_moves_means] == ["hard"]
+    with pytest.raises(UserError, match="does not round around means"):
+        recipe_of(command_line(*arguments, "charm-small"))
+
+
 @pytest.mark.parametrize("arguments", [("--quantizer", "sr+pge/sr+ste"), ("--sharpness", "nan"), ("--sharpness", "0")])
 def test_the_command_line_is_checked(arguments: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=arguments[0].removeprefix("--")):

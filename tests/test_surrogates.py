@@ -52,6 +52,13 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, tiny_recipes: None) -> None
     assert all(s.name in text for s in settings)
 
 
+def test_means_are_moved_in_the_hard_stage_alone(tmp_path: Path, tiny_recipes: None) -> None:
+    moved = next(s for s in SETTINGS if s.moves_means)
+    assert bench(tmp_path).network("ms-hyper-zero", (0.01,), (moved,))
+    log = next(tmp_path.rglob("sua*/log.txt")).read_text()
+    assert [line.split()[-1] for line in log.splitlines() if "moves_means" in line] == ["False", "True"]
+
+
 def test_one_settings_models_stay_for_the_other_benchmark(tmp_path: Path, tiny_recipes: None) -> None:
     assert bench(tmp_path).network("ms-hyper", (0.01,), (KEPT,))
     taken = tmp_path / "taken"

@@ -52,6 +52,8 @@ class Stage:
     #: `adam` (the papers) or `soap` (`training.loop.soap`), which needs fewer steps; its rate is another one.
     optimizer: Literal["adam", "soap"] = "adam"
     clip: float = 1.0
+    #: Hard stage with zero-centre quantisation: the distortion moves the means, too; in the 4th paper the rate alone.
+    distortion_moves_means: bool = False
     #: The trunk's range of lambda: each step of each process draws its own.
     lambdas: tuple[float, float] | None = None
     #: Share of the crops that are taken from pictures at half their size.

@@ -71,10 +71,15 @@ def add_quantizer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sharpness", type=float, metavar="TAU", help="where quantizers that anneal end (default 12)")
     parser.add_argument("--learned-step", action="store_true", help="network with a learned step of quantisation")
+    parser.add_argument(
+        "--distortion-moves-means",
+        action="store_true",
+        help="hard stage of networks that round around means: not by the rate alone",
+    )
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    """The preset's recipe with the command line's metric, quantizer and learned step; UserError if there is no such
+    """The preset's recipe with the command line's metric and quantization; UserError if there is no such
     thing."""
     recipe = RECIPES[options.preset]
     if not 0 <= options.half <= 1:
@@ -90,9 +95,14 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
         changed["sharpness"] = options.sharpness
     if options.optimizer is not None:
         recipe = recipe.changed(optimizer=options.optimizer)
+    if options.distortion_moves_means and not recipe.model.zero_centre:
+        raise UserError(f"--distortion-moves-means: {recipe.model.name} does not round around means")
     if options.metric is not None:
         recipe = recipe.for_metric(options.metric)
-    stages = tuple(dataclasses.replace(s, **changed) if s.noisy else s for s in recipe.stages)
+    hard = {"distortion_moves_means": options.distortion_moves_means}
+    stages = tuple(
+        dataclasses.replace(s, **(changed if s.noisy else hard if s.name == "hard" else {})) for s in recipe.stages
+    )
     try:
         model = dataclasses.replace(recipe.model, learned_step=options.learned_step)
     except ValueError as error:

@@ -43,7 +43,10 @@ def quantize(
     z_hat = rate.sample(z, u[1], tau)
     if network.config.zero_centre:
         sliced = cast(SlicedModel, model)
-        y_hat, y_bits = quantize_around_means(sliced, y, u[0], z_hat, (rate, distortion), (tau, decoder_tau), bound)
+        moves = stage.distortion_moves_means and not stage.noisy
+        y_hat, y_bits = quantize_around_means(
+            sliced, y, u[0], z_hat, (rate, distortion), (tau, decoder_tau), bound, moves
+        )
         return Quantized(y_hat, y_bits, _z_bits(rate, model, z, z_hat, tau))
     step = network.step_size(z_hat)
     y = y / step

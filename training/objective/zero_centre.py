@@ -2,7 +2,8 @@
 5.3).
 
 Partial stop-gradient: the value that g_s and later slices see is Q(y - sg(mu)) + sg(mu), so only the rate, of the
-symbol Q(y - mu), moves mu. The same in the hard stage, where Q rounds.
+symbol Q(y - mu), moves mu. The same in the hard stage, where Q rounds; there the distortion may move mu as well if it
+is asked to, since the symbol is constant and dy_hat / dmu = 1 is exact.
 """
 
 from typing import cast
@@ -38,10 +39,13 @@ def quantize_around_means(
     terms: tuple[Term, Term],
     taus: tuple[float, float],
     scale_bound: float,
+    distortion_moves_means: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y_hat for g_s and bits of each element, [B, M, h, w], of latents y with noise u.
 
     `terms` and `taus` are those of rate and distortion; the rate's forward calculation makes what later slices see.
+    With `distortion_moves_means` symbols are constant for the distortion, and its gradient reaches the means instead of
+    y: for a fixed encoder.
     """
     rate, distortion = terms
     u_rate = u
@@ -64,4 +68,6 @@ def quantize_around_means(
     else:
         bits = -torch.log2(likelihood(symbols))
     offset = means.detach()
+    if distortion_moves_means:
+        return distortion.sample((y - offset).detach(), u, taus[1]) + means, bits
     return distortion.sample(y - offset, u, taus[1]) + offset, bits
