@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tests.test_eval_report import page_data
 #: No codec reaches the first, all have their best quality at the second.
 RATES = ("0.001", "96")
 PEERS = tuple(dataclasses.replace(peer, qualities=(5, 40)) for peer in codecs.PEERS[:2])
+TABLES = ("scores.csv", "scores.tsv", "images.tsv", "curves.tsv", "bd-rates.tsv")
 CODECS = [points.OURS, *(peer.name for peer in PEERS)]
 
 
@@ -116,30 +118,40 @@ def test_decoded_is_what_the_encoder_foresaw(shown: tuple[Path, Path]) -> None:
         assert list(images[images["codec"] == codec]["msssim"]) == pytest.approx(list(foreseen), abs=1e-6)
 
 
-def test_a_second_run_decodes_nothing_and_says_the_same(
-    shown: tuple[Path, Path], ladder_folder: Path, patched: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def kept(
+    shown: tuple[Path, Path],
+    ladder_folder: Path,
+    patched: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The results that a second run keeps, which decodes nothing and says the same."""
     out, folder = shown
-    names = ["scores.csv", "scores.tsv", "images.tsv", "curves.tsv", "bd-rates.tsv"]
-    before = {name: (out / name).read_text() for name in names}
+    results = tmp_path_factory.mktemp("kept") / "results"
+    before = {name: (out / name).read_text() for name in TABLES}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(points, "decoded", None)  # what runs our decoder
         for peer in PEERS:
             patch.setitem(peer.__dict__, "compress", None)
-        patch.setattr(compare, "RELEASES", tmp_path / "results")
+        patch.setattr(compare, "RELEASES", results)
         arguments = [folder, "-o", out, "--weights", ladder_folder, "--keep", "small", "--bpp", *RATES]
         done = call(compare.main, *arguments)
     assert done.code == 0, done.stderr
-    assert {name: (out / name).read_text() for name in names} == before
-    kept = {path.name: path.read_text() for path in (tmp_path / "results").glob("*/*")}
-    assert set(kept) == {f"small-{name}" for name in (*names[1:], "candidates.tsv")}
-    assert all(kept[f"small-{name}"] == before[name] for name in names[1:])
-    assert len(kept["small-candidates.tsv"].splitlines()) == 1 + 2 * (3 + 2 * len(PEERS))
-    assert not any("seconds" in text for text in kept.values()), "what differs from run to run is not kept"
+    assert {name: (out / name).read_text() for name in TABLES} == before
+    return results
+
+
+def test_what_is_kept_is_what_the_run_has(shown: tuple[Path, Path], kept: Path) -> None:
+    out, _ = shown
+    texts = {path.name: path.read_text() for path in kept.glob("*/*")}
+    assert set(texts) == {f"small-{name}" for name in (*TABLES[1:], "candidates.tsv")}
+    assert all(texts[f"small-{name}"] == (out / name).read_text() for name in TABLES[1:])
+    assert len(texts["small-candidates.tsv"].splitlines()) == 1 + 2 * (3 + 2 * len(PEERS))
+    assert not any("seconds" in text for text in texts.values()), "what differs from run to run is not kept"
 
 
 def test_what_peers_made_before_need_not_be_made_again(
-    shown: tuple[Path, Path], ladder_folder: Path, patched: pytest.MonkeyPatch, tmp_path: Path
+    shown: tuple[Path, Path], ladder_folder: Path, kept: Path, tmp_path: Path
 ) -> None:
     """The same results from kept candidates: of one peer, only what is chosen is made; the other is not installed."""
     out, folder = shown
@@ -150,11 +162,9 @@ def test_what_peers_made_before_need_not_be_made_again(
         made.append(quality)
         return first.compress(picture, quality)
 
-    words = [folder, "--weights", ladder_folder, "--bpp", *RATES]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "RELEASES", tmp_path / "results")
-        assert call(compare.main, *words, "-o", out, "--keep", "small").code == 0
-    known = next((tmp_path / "results").rglob("small-candidates.tsv"))
+    words = [folder, "--weights", ladder_folder, "--bpp", *RATES, "--table", out / "tables" / "ours.csv"]
+    known = tmp_path / "candidates.tsv"
+    shutil.copyfile(next(kept.rglob("small-candidates.tsv")), known)
     with pytest.MonkeyPatch.context() as patch:
         there = (dataclasses.replace(first, compress=compress), dataclasses.replace(absent, version=lambda: None))
         patch.setattr(peers, "PEERS", there)

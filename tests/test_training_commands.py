@@ -1,6 +1,7 @@
 """The stage scripts and export on a real folder, and what they say to mistakes."""
 
 import importlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_from_photos_to_a_decoded_picture(data: Path, tmp_path: Path) -> None:
     assert_refused(stage("joint", *common), "run the stage before")
     first = stage("main", *common)
     assert first.code == 0, first.stderr
-    assert "scale_bound  0.11" in first.stdout
+    assert re.search(r"scale_bound +0\.11\n", first.stdout)
     assert_refused(stage("main", *common), "--resume", "--overwrite")
     assert_refused(stage("main", "--lmbda", 5, *common[2:], "--resume"), "lambda")
     assert_refused(stage("main", *common[:-1], 2, "--resume"), "other settings", "steps")
