@@ -197,11 +197,9 @@ def test_command_leaves_with_two_and_one_line(folders: tuple[Path, Path, Path], 
         arguments[3] = decoded
     else:
         arguments[0] = streams
-    done = run_module("eval.score", *arguments)
-    assert done.returncode == 2
+    done = call(score.main, *arguments)
+    assert_refused(done)
     assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ")
 
 
 def test_papers_means_are_named_and_are_other_numbers(

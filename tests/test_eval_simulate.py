@@ -16,7 +16,7 @@ from eval import simulate
 from eval.simulate import TooSlow, decoded, isolation
 from metrics.clic import ms_ssim
 from submission.errors import UserError
-from tests.commands import Result, assert_refused
+from tests.commands import Result, assert_refused, call
 from tests.conftest import ROOT, noise_picture, run_module
 from tests.faults import assert_gone, wait_for
 
@@ -67,8 +67,8 @@ def test_command_scores_what_the_decoder_writes(make: Make, originals: Path) -> 
 
 
 def test_over_the_cap_leaves_with_one(make: Make, originals: Path) -> None:
-    done = run_module("eval.simulate", make(DECODE), "--originals", originals, "--bpp", "0.15")
-    assert done.returncode == 1
+    done = call(simulate.main, make(DECODE), "--originals", originals, "--bpp", "0.15")
+    assert done.code == 1
     assert "over the cap" in done.stdout
 
 
@@ -148,10 +148,7 @@ def test_still_runs_where_isolation_is_not_allowed(
     ],
 )
 def test_a_failed_decode_fails(make: Make, originals: Path, script: str, named: str) -> None:
-    done = run_module("eval.simulate", make(script), "--originals", originals)
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_refused(call(simulate.main, make(script), "--originals", originals), named)
 
 
 def is_running(pid: int) -> bool:
