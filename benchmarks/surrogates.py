@@ -285,12 +285,13 @@ def existing(path: Path) -> Path:
 
 
 def against_first(results: Results, network: str) -> dict[str, tuple[float, float]]:
-    """Our BD-rates in per cent (before, after the hard stage) by setting; none where lambdas are still missing."""
+    """Our BD-rates in per cent (before, after the hard stage) by setting; none where lambdas are still missing, the
+    anchor's among them: two are no curve."""
     anchor = results.curve(network, SETTINGS[0].name, "main")
     found = {}
     for setting in SETTINGS:
         curves = [results.curve(network, setting.name, stage) for stage in STAGE_NAMES]
-        pair = [100 * bd_rate(anchor, curve) if len(curve) == len(anchor) else math.nan for curve in curves]
+        pair = [100 * bd_rate(anchor, curve) if len(curve) == len(anchor) > 2 else math.nan for curve in curves]
         if curves[0]:
             found[setting.name] = (pair[0], pair[1])
     return found
@@ -391,8 +392,12 @@ def main() -> int:
     done = True
     for name in options.networks:
         zero = any(config.name == name and config.zero_centre for config in NETWORKS)
-        extra = (options.learned_step and not zero, options.moved_means and zero)
-        wanted = tuple(s for s in SETTINGS if (not s.learned_step or extra[0]) and (not s.moves_means or extra[1]))
+        wanted = tuple(
+            s
+            for s in SETTINGS
+            if (not s.learned_step or (options.learned_step and not zero))
+            and (not s.moves_means or (options.moved_means and zero))
+        )
         done = done and bench.network(name, tuple(options.lmbda), wanted)
     print(table(Results(results.path)))
     if not done:

@@ -126,6 +126,8 @@ def test_bd_rates_and_orderings(tmp_path: Path) -> None:
     values = ("charm", SETTINGS[3].name, "0.01", "main", 2, 2, 0.1, 0.1, 28.0, 1.0)
     results.add(dict(zip(surrogates.FIELDS, values, strict=True)))
     assert table(results).splitlines()[5].split()[:3] == ["uq-s", "-", "-"], "a curve without all lambdas"
+    results.rows = {key: row for key, row in results.rows.items() if key[2] != "0.03"}
+    assert table(results).splitlines()[2].split()[-4:-2] == ["-", "-"], "an anchor without all lambdas"
 
 
 def test_what_the_paper_has_no_figure_for_is_no_pair(tmp_path: Path) -> None:
