@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from submission.codec import Codec
@@ -27,6 +27,7 @@ from submission.sliced_model import SUPPORT, SlicedModel
 from submission.symbols import SymbolCoder
 from tests.conftest import noise_picture, untrained_network
 from training.network.integer import subpixel
+from training.network.integer_sliced import quantize_sliced
 
 NAMES = [config.name for config in NETWORKS]
 SLICED = [config.name for config in NETWORKS if config.entropy in ("hyper", "channel", "elic")]
@@ -170,6 +171,28 @@ def test_step_by_step_equals_all_at_once(networks_folder: Path, name: str, monke
                 assert np.array_equal(seen[at], there.reshape(2 * channels, -1).T)
                 at += 1
     assert at == len(seen)
+
+
+@pytest.mark.parametrize("name", [name for name in ZERO if PRESETS[name].slices])
+def test_contexts_do_not_shift_means(name: str) -> None:
+    """8 bits cannot hold latents around means. What that costs in precision must not add up over a layer's inputs."""
+    network = untrained_network(tiny(PRESETS[name]), 0)
+    model, config = network.entropy_model, network.config
+    assert isinstance(model, SlicedModel)
+    rng = np.random.default_rng(0)
+    y = np.rint(MEAN_UNIT * rng.laplace(scale=2, size=(32, 32, config.M))).astype(np.int32)
+    z = np.rint(rng.laplace(scale=2, size=(8, 8, config.N))).astype(np.int32)
+    y_hat, z_hat = (torch.from_numpy(a).permute(2, 0, 1)[None].float() for a in (y / MEAN_UNIT, z))
+    with torch.no_grad():
+        for module in model.slices.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (5, 5):
+                module.weight.abs_().mul_(0.2)  # now everything that is off adds up
+        tensors = quantize_sliced(model, y_hat, z_hat)
+        means, _ = model.gaussians(model.parameters_of(y_hat, z_hat))
+    assert tensors["seen.shift"].min() > 0
+    found, _ = reference(SlicedCoder(config, tensors), y, z)
+    off = (found / MEAN_UNIT - means[0].numpy())[model.spans[1].start :]
+    assert np.sqrt((off.mean((1, 2)) ** 2).mean()) < 0.25 * np.sqrt(off.var((1, 2)).mean())
 
 
 @pytest.mark.parametrize("name", SLICED)

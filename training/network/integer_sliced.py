@@ -23,9 +23,6 @@ from training.network.integer import (
 )
 from training.network.rounding import Floats, IntegerLayers, free_unit, gather
 
-#: Contexts see values up to this many times what the calibrating pictures have.
-HEADROOM = 1.25
-
 
 def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors:
     """Integer tensors of `model`. Latents y_hat and z_hat, as a decoder finds them, tell the ranges of its activations,
@@ -39,6 +36,7 @@ def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors
     shift = seen_shift(model, y_hat)
     in_64ths = np.rint(to_numpy(y_hat) * MEAN_UNIT).astype(np.int32).transpose(0, 2, 3, 1)
     seen, seen_unit = as_seen(in_64ths, shift.astype(np.int32)), np.exp2(shift) / MEAN_UNIT
+    offset = seen_offset(model, shift)
     for k, (span, part) in enumerate(zip(model.spans, model.slices, strict=True)):
         name = f"slices.{k}"
         if isinstance(part, ChannelSlice):
@@ -48,22 +46,29 @@ def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors
             for label, net, (half, unit), fixed in nets:
                 inputs = np.concatenate([half, seen[:, :, :, : part.known]], 3)
                 worth = np.concatenate([unit, seen_unit[: part.known]])
-                _quantize_stack(layers, f"{name}.{label}", net, inputs, worth, reach, fixed)
+                off = np.concatenate([np.zeros(len(unit)), offset[: part.known]])
+                _quantize_stack(layers, f"{name}.{label}", net, inputs, worth, off, reach, fixed)
         if isinstance(part, SpaceChannelSlice):
-            visible = seen[:, :, :, : span.stop]
-            _quantize_space_channel(layers, name, part, hyper, hyper_unit, visible, seen_unit[: span.stop], reach)
+            visible = seen[:, :, :, : span.stop], seen_unit[: span.stop], offset[: span.stop]
+            _quantize_space_channel(layers, name, part, hyper, hyper_unit, *visible, reach)
     prior = prior_rows(model.prior, float(z_hat.abs().max()))
     return {**layers.tensors, **tables(), "prior": prior, "seen.shift": shift}
 
 
 def seen_shift(model: SlicedModel, y_hat: Tensor) -> NDArray[np.int8]:
     """[M] shifts that bring y_hat, in 1/64, to what contexts see: whole symbols, or around means as fine as 8 bits
-    allow."""
+    allow for the largest."""
     if not model.config.zero_centre:
         return np.full(model.config.M, 6, np.int8)
-    largest = HEADROOM * MEAN_UNIT * to_numpy(y_hat.abs().amax((0, 2, 3)))
+    largest = MEAN_UNIT * to_numpy(y_hat.abs().amax((0, 2, 3)))
     shift: NDArray[np.int8] = np.clip(np.ceil(np.log2(np.maximum(largest, 1) / SIGNED_PEAK)), 0, 6).astype(np.int8)
     return shift
+
+
+def seen_offset(model: SlicedModel, shift: NDArray[np.int8]) -> Floats:
+    """[M] what is to be added to the integers that contexts see: halves are rounded up, so on average they stand for
+    half of 1/64 less than they say. Layers add up hundreds of them, and there that is not little."""
+    return np.where((shift > 0) & model.config.zero_centre, -0.5 / np.exp2(shift), 0.0)
 
 
 def _quantize_space_channel(
@@ -74,23 +79,25 @@ def _quantize_space_channel(
     hyper_unit: Floats,
     seen: Int8,
     seen_unit: Floats,
+    seen_offset: Floats,
     reach: dict[nn.Module, Floats],
 ) -> None:
     known = seen.shape[3] - part.channels
     taps = [(i + 2, j + 2) for i, j in SPATIAL_TAPS]
-    weight, bias = patches_of(part.spatial.weight, taps, seen_unit[known:]), to_numpy(part.spatial.bias)
+    weight = patches_of(part.spatial.weight, taps, seen_unit[known:])
+    bias = to_numpy(part.spatial.bias) + np.tile(seen_offset[known:], len(taps)) @ weight
     spatial_unit = free_unit(weight, bias, reach[part.spatial], SIGNED_PEAK)
     neighbours = gather(seen[:, :, :, known:], SPATIAL_TAPS)
     spatial = layers.add(f"{name}.spatial", neighbours, weight, bias, spatial_unit).astype(np.int8)
     spatial[:, np.add.outer(np.arange(seen.shape[1]), np.arange(seen.shape[2])) % 2 == 0] = 0  # the first pass has none
     inputs, units = [spatial], [spatial_unit]
     if part.channel is not None:
-        made, unit = _quantize_stack(
-            layers, f"{name}.channel", part.channel, seen[:, :, :, :known], seen_unit[:known], reach, None
-        )
+        before = seen[:, :, :, :known], seen_unit[:known], seen_offset[:known]
+        made, unit = _quantize_stack(layers, f"{name}.channel", part.channel, *before, reach, None)
         inputs, units = [*inputs, made.astype(np.int8)], [*units, unit]
     a, worth = np.concatenate([*inputs, hyper], 3), np.concatenate([*units, hyper_unit])
-    _quantize_stack(layers, f"{name}.aggregate", part.aggregate, a, worth, reach, gaussian_units(part.channels))
+    exact, fixed = np.zeros(len(worth)), gaussian_units(part.channels)
+    _quantize_stack(layers, f"{name}.aggregate", part.aggregate, a, worth, exact, reach, fixed)
 
 
 def _quantize_stack(
@@ -99,21 +106,22 @@ def _quantize_stack(
     stack: nn.Sequential,
     a: Int8,
     unit: Floats,
+    offset: Floats,
     reach: dict[nn.Module, Floats],
     fixed: Floats | None,
 ) -> tuple[Int32, Floats]:
-    """Add three layers with ReLU between them. Returns the calibrating outputs and their unit (`fixed`, or a free
-    one)."""
+    """Add three layers with ReLU between them; inputs are integers plus `offset`, times `unit`. Returns the calibrating
+    outputs and their unit (`fixed`, or a free one)."""
     convolutions = [layer for layer in stack if isinstance(layer, nn.Conv2d)]
     for k, layer in enumerate(convolutions):
         last = k == len(convolutions) - 1
         kernel = layer.kernel_size[0]
         weight = patches_of(layer.weight, every_tap(kernel), unit)
-        bias = to_numpy(layer.bias)
+        bias = to_numpy(layer.bias) + np.tile(offset, kernel**2) @ weight
         finest = free_unit(weight, bias, reach[layer], SIGNED_PEAK if last else RELU_PEAK)
         unit = fixed if last and fixed is not None else finest
         patches = gather(a, around(kernel), -RELU_OFFSET if k else 0)
         highest = SIGNED_PEAK if fixed is None else PARAMETER_PEAK
         made = layers.add(f"{name}.{k}", patches, weight, bias, unit, k > 0, not last, highest)
-        a = made.astype(np.int8)
+        a, offset = made.astype(np.int8), np.zeros(len(unit))
     return made, unit
