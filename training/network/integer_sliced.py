@@ -79,20 +79,20 @@ def _quantize_space_channel(
     hyper_unit: Floats,
     seen: Int8,
     seen_unit: Floats,
-    seen_offset: Floats,
+    offset: Floats,
     reach: dict[nn.Module, Floats],
 ) -> None:
     known = seen.shape[3] - part.channels
     taps = [(i + 2, j + 2) for i, j in SPATIAL_TAPS]
     weight = patches_of(part.spatial.weight, taps, seen_unit[known:])
-    bias = to_numpy(part.spatial.bias) + np.tile(seen_offset[known:], len(taps)) @ weight
+    bias = to_numpy(part.spatial.bias) + np.tile(offset[known:], len(taps)) @ weight
     spatial_unit = free_unit(weight, bias, reach[part.spatial], SIGNED_PEAK)
     neighbours = gather(seen[:, :, :, known:], SPATIAL_TAPS)
     spatial = layers.add(f"{name}.spatial", neighbours, weight, bias, spatial_unit).astype(np.int8)
     spatial[:, np.add.outer(np.arange(seen.shape[1]), np.arange(seen.shape[2])) % 2 == 0] = 0  # the first pass has none
     inputs, units = [spatial], [spatial_unit]
     if part.channel is not None:
-        before = seen[:, :, :, :known], seen_unit[:known], seen_offset[:known]
+        before = seen[:, :, :, :known], seen_unit[:known], offset[:known]
         made, unit = _quantize_stack(layers, f"{name}.channel", part.channel, *before, reach, None)
         inputs, units = [*inputs, made.astype(np.int8)], [*units, unit]
     a, worth = np.concatenate([*inputs, hyper], 3), np.concatenate([*units, hyper_unit])
