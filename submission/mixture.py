@@ -33,9 +33,6 @@ ONE = 1 << (WEIGHT_BITS + CDF_BITS)
 #: largest (a weight under 2^-11) do not count.
 REACH = 3.3
 NEGLIGIBLE = 244
-#: A single Gaussian that is not certain reaches this many: latents have heavier tails, which no second one takes on,
-#: and an escape costs eight bits more than a value in a wider window.
-SINGLE_REACH = 4.5
 
 #: The coder's probabilities are in 1/2^24.
 CODER_BITS = 24

@@ -29,25 +29,21 @@ from submission.mixture import (
     REACH,
     SCALE_RANGE,
     SCALE_UNIT,
-    SINGLE_REACH,
     weights_row,
 )
 from training.network.rounding import Floats, IntegerLayers, free_unit, gather
 
 
-def tables(single: bool) -> Tensors:
-    """The constants of the format (units in `submission.mixture`), for a mixture or a `single` Gaussian."""
+def tables() -> Tensors:
+    """The constants of the format (units in `submission.mixture`)."""
     scales = np.exp2(np.arange(-SCALE_RANGE, SCALE_RANGE + 1) / SCALE_UNIT)
     grid = np.arange(-GRID_PEAK, GRID_PEAK + 1) / GRID
     steps = GRID / MEAN_UNIT
-    reach = REACH * MEAN_UNIT * scales
-    if single:
-        reach[reach > MEAN_UNIT // 2] *= SINGLE_REACH / REACH
     return {
         "tables.exp": np.rint(2**EXP_BITS * np.exp(-np.arange(256) / LOGIT_UNIT)).astype(np.int32),
         "tables.inverse_scale": np.rint(2**INVERSE_BITS * steps / scales).astype(np.int32),
         "tables.cdf": np.rint(2**CDF_BITS * ndtr(grid)).astype(np.int32),
-        "tables.reach": np.ceil(reach).astype(np.int32),
+        "tables.reach": np.ceil(REACH * MEAN_UNIT * scales).astype(np.int32),
     }
 
 
@@ -177,8 +173,7 @@ def quantize_mixture(model: EntropyModel, y_hat: Tensor, z_hat: Tensor) -> Tenso
     for g, (context, estimator) in enumerate(zip(model.contexts, model.estimators, strict=True)):
         assert isinstance(context, Context) and isinstance(estimator, Estimator)
         _quantize_group(layers, g, context, estimator, y, hyper, unit, reach)
-    prior = prior_rows(model.prior, float(z_hat.abs().max()))
-    return {**layers.tensors, **tables(model.config.entropy == "context"), "prior": prior}
+    return {**layers.tensors, **tables(), "prior": prior_rows(model.prior, float(z_hat.abs().max()))}
 
 
 def quantize_steps(h_sq: nn.Sequential, z_hat: Tensor) -> Tensors:

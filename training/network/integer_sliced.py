@@ -52,7 +52,7 @@ def quantize_sliced(model: SlicedModel, y_hat: Tensor, z_hat: Tensor) -> Tensors
             visible = seen[:, :, :, : span.stop], seen_unit[: span.stop], offset[: span.stop]
             _quantize_space_channel(layers, name, part, hyper, hyper_unit, *visible, reach)
     prior = prior_rows(model.prior, float(z_hat.abs().max()))
-    return {**layers.tensors, **tables(single=True), "prior": prior, "seen.shift": shift}
+    return {**layers.tensors, **tables(), "prior": prior, "seen.shift": shift}
 
 
 def seen_shift(model: SlicedModel, y_hat: Tensor) -> NDArray[np.int8]:
